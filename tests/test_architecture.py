@@ -189,6 +189,7 @@ def test_the_config_fields() -> None:
         "train.fsdp",
         "train.eval_every",
         "train.patience",
+        "train.pooling",
         "reward.grader",
         "reward.check",
         "checkpoint.every",

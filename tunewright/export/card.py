@@ -11,7 +11,7 @@ from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
-from tunewright.export import EXPORTS
+from tunewright.export import EXPORTS, encoder_folder
 from tunewright.export.bundles import serve
 from tunewright.export.kind import Place, sampling, served_context
 from tunewright.export.portable import base_name, without_folders
@@ -55,7 +55,7 @@ def _loading(
 ) -> dict[str, object]:
     """What the section Load is rendered from."""
     receipt, row, plan = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind], records.read(run.plan, Plan)
-    how = sampling(run)
+    how, in_modules = sampling(run), (Path(checks[0].path) / encoder_folder.MODULES).is_file()
     place = Place(
         base or receipt.model.name,
         Path(checks[0].path).name,
@@ -68,7 +68,9 @@ def _loading(
     )
     return {
         "library": row.library,
-        "snippet": row.snippet(place),
+        "snippet": encoder_folder.snippet(place.folder, in_modules, plan)
+        if receipt.model.encoder and not plan.embed
+        else row.snippet(place),
         "server": row.llama_server and shlex.join(serve.llama_server(row.llama_server(place), how, place.context)),
         "choosing": how.llama_cpp if row.library == "gguf" else how.generation_config,
         "folder": place.folder,

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json
 from tunewright.data.messages import question
+from tunewright.export import encoder_folder
+from tunewright.export.encoder_folder import PROBLEMS
 from tunewright.export.kind import TrainedRun
 from tunewright.model.heads.linear import NAME
 from tunewright.tokens import rendering
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tunewright.model.language_model import LanguageModel
     from tunewright.tokens.template import Template
 
 CLASS = "ForSequenceClassification"
@@ -32,6 +36,8 @@ def unsupported(source: TrainedRun) -> str | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    if source.facts.encoder:
+        return None
     if _padding(source.template) is None:
         return "the tokenizer has no token for padding other than the one that ends a prompt"
     config = AutoConfig.from_pretrained(source.facts.path, local_files_only=True, trust_remote_code=False)
@@ -47,11 +53,11 @@ def unsupported(source: TrainedRun) -> str | None:
     return None
 
 
-PROBLEMS = {
-    "classify": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regress": "regression",
-}
+def exported(model: LanguageModel, plan: Plan, template: Template) -> LanguageModel:
+    """The model as others read it, with its head. The module may no longer be used in another way."""
+    if model.encoder:
+        return encoder_folder.exported(model, plan)
+    return replace(model, module=classifier(model.module, plan, template))
 
 
 def classifier(module: PreTrainedModel, plan: Plan, template: Template) -> PreTrainedModel:

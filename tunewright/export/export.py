@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tunewright.core import programs
 from tunewright.core.chosen import chosen_scale
-from tunewright.core.config import Config, Plan
+from tunewright.core.config import Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, replacing
@@ -66,6 +66,7 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     model = loading.load(facts.path, dtype, packed=facts.packed)
     adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
     checkpoints.load_trained(run, model.module, chosen_scale(run))
+    model = replace(model, pooling=plan.pooling)
     model.module.requires_grad_(False)
     if plan.adapter.kind == "none":
         model.module.to(dtype)
@@ -93,7 +94,7 @@ def export(
     """
     require_supported(source)
     # Merging changes the module permanently, so exports of merged weights come last.
-    rows = sorted(wanted(source.config, source.plan), key=lambda row: row.merged)
+    rows = sorted(wanted(source), key=lambda row: row.merged)
     checks = {row.kind: unchanged.kept(row, source, origin) for row in rows}
     todo = [row for row in rows if not checks[row.kind]]
     if todo:
@@ -104,7 +105,7 @@ def export(
         if row.merged and not merged:
             adapters.merge(model.module)
             if source.plan.labels:
-                model = replace(model, module=classifier.classifier(model.module, source.plan, source.template))
+                model = classifier.exported(model, source.plan, source.template)
             if source.plan.embed:
                 model = vectors.without_head(model)
             merged = True
@@ -115,7 +116,7 @@ def export(
 
 def require_supported(source: TrainedRun) -> None:
     """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
-    exports = wanted(source.config, source.plan)
+    exports = wanted(source)
     bundles.require_supported(source, {row.kind for row in exports})
     for row in exports:
         what = "a head" if source.plan.labels else "how vectors are made of texts"
@@ -129,11 +130,11 @@ def require_supported(source: TrainedRun) -> None:
             )
 
 
-def wanted(config: Config, plan: Plan) -> list[Export]:
-    """The exports of a run; where all weights are trained, and of a model that gives vectors, those with merged
-    weights, at least the plain one."""
-    chosen = [row for row in EXPORTS.values() if row.kind in config.export.to]
-    if plan.adapter.kind == "none" or plan.embed:
+def wanted(source: TrainedRun) -> list[Export]:
+    """The exports of a run; where all weights are trained, of an encoder, and of a model that gives vectors, those with
+    merged weights, at least the plain one."""
+    chosen = [row for row in EXPORTS.values() if row.kind in source.config.export.to]
+    if source.plan.adapter.kind == "none" or source.facts.encoder or source.plan.embed:
         return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
     return chosen
 
@@ -234,7 +235,7 @@ def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportChe
 
 def _mismatch(row: Export, expected: Expected, what: str) -> TrainError:
     source = expected.source
-    others = [other.kind for other in wanted(source.config, source.plan) if other.kind != row.kind]
+    others = [other.kind for other in wanted(source) if other.kind != row.kind]
     command = f"`tunewright export {source.run.path} export.to='[{', '.join(others)}]'` writes the others; "
     return TrainError(
         "EXPORT_MISMATCH",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export import classifier, portable, vectors
+from tunewright.export import classifier, encoder_folder, portable, vectors
+from tunewright.export.encoder_folder import Layout
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ def stored_dtypes(source: TrainedRun) -> list[str]:
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     if source.plan.embed:
         return vectors.write(source, module, folder, dtype)
+    if source.facts.encoder:
+        own_head = type(module).__name__.endswith(classifier.CLASS)
+        layout = Layout(None if own_head else source.plan.pooling, source.facts.context, dtype)
+        encoder_folder.save(module, source.template.tokenizer, folder, layout)
+        return folder
     save(module, source.template, folder, dtype)
     file = folder / "generation_config.json"
     if file.is_file():  # programs decode by it, unless they are asked otherwise; not by the base model's own settings
@@ -63,9 +69,13 @@ def reload(folder: Path, base: Base) -> Reloaded:
 
     from tunewright.model import arch_probe
     from tunewright.model.language_model import LanguageModel
+    from tunewright.tokens.encoder_text import is_encoder_folder
 
     if vectors.is_embedder(folder):
         return vectors.reload(folder)
+    if is_encoder_folder(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return Reloaded(encoder_folder.load(folder), tokenizer)
     loader = AutoModelForSequenceClassification if classifier.is_classifier(folder) else AutoModelForCausalLM
     with arch_probe.quiet():
         module = loader.from_pretrained(

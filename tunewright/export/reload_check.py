@@ -67,7 +67,7 @@ class CheckRequest:
 def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV in float32 after each prompt alone, greedy continuations). Of a head: its logits, and the numbers of
     the labels that it chooses; transformers' own class reads all prompts in one batch, as its users would."""
-    if head_of(model.module) is not None:
+    if head_of(model.module) is not None or model.encoder:
         logits_NC = _head_logits(model, request.prompts).float()
         return logits_NC, logits_NC.argmax(1, keepdim=True).tolist()
     module = model.module
@@ -77,6 +77,8 @@ def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[l
 
 
 def _head_logits(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+    if model.encoder and head_of(model.module) is None:  # one batch, as its users would
+        return forward.head_logits(model, to_microbatch([head_sequence(ids, 0, 0) for ids in prompts], "padded"))
     if type(model.module).__name__.endswith(classifier.CLASS):
         return classifier.batch_logits(model.module, prompts)
     rows = [to_microbatch([head_sequence(ids, 0, 0)], "padded") for ids in prompts]
@@ -130,6 +132,8 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
         arguments = {} if reloaded.has_arguments else request.template
         if reloaded.embed is not None:
             facts["encoded"] = vectors.encoded(reloaded, request.conversations)
+        elif reloaded.model.encoder:
+            facts["encoded"] = [list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations]
         else:
             facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in request.conversations])
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}

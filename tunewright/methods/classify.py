@@ -20,7 +20,7 @@ from tunewright.methods.method import Loss, Progress
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
-from tunewright.tokens.rendering import for_training
+from tunewright.tokens.rendering import for_generation, for_training
 from tunewright.tokens.sequences import TrainRow, flat, head_sequence
 from tunewright.tokens.template import Template
 
@@ -31,9 +31,13 @@ def options(options: MethodOptions) -> MethodOptions:
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-    """One row: the prompt, after all checks of supervised fine-tuning, and the label as UTF-8."""
-    answered = for_training(template, example, row, max_length)[-1]
-    prompt = answered.ids[: next(t for t, w in enumerate(answered.weights) if w)]
+    """One row: the prompt, after all checks of supervised fine-tuning, and the label as UTF-8. An encoder's prompt is a
+    text, and is not followed by an answer."""
+    if template.encoder:
+        prompt: Sequence[int] = for_generation(template, example.prompt)
+    else:
+        answered = for_training(template, example, row, max_length)[-1]
+        prompt = answered.ids[: next(t for t, w in enumerate(answered.weights) if w)]
     signal = {"answer": np.frombuffer(example.target.encode(), np.uint8)}
     return [TrainRow((head_sequence(prompt, template.eos, row),), row, signal)]
 

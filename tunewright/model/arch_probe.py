@@ -14,6 +14,8 @@ from torch import Tensor
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, fused_llama
 from tunewright.model.attention import interface
+from tunewright.model.encoders import folder
+from tunewright.tokens.encoder_text import is_encoder
 from tunewright.tokens.prefix_tree import build
 
 
@@ -36,6 +38,8 @@ def probe(config: Any, adapter: AdapterConfig | None = None, tolerance: float = 
     linear attention layer, for example, carries its state from row to row, which shows as different logits.
     ``adapter``: one that PEFT computes, which the small model gets too. Raises CONFIG_CONFLICT if it cannot."""
     interface.register()
+    if is_encoder(config):
+        return _of_encoder(config)
     try:
         module = _small(config)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
@@ -53,6 +57,14 @@ def probe(config: Any, adapter: AdapterConfig | None = None, tolerance: float = 
         first, second = (module.train()(torch.tensor([rows[0]])).logits for _ in range(2))
     fused = adapter is None and fused_llama.fits(module.eval())
     return Capabilities(leak, draws=not torch.equal(first, second), fused=fused)
+
+
+def _of_encoder(config: Any) -> Capabilities:
+    with quiet(), torch.no_grad():
+        module = folder.small(config).train()
+        first, second = (module(torch.tensor([[1, 2, 3, 4]])).last_hidden_state for _ in range(2))
+    both = dict.fromkeys(("shared", "packed"), folder.READS_BOTH_SIDES)
+    return Capabilities(both, draws=not torch.equal(first, second), fused=False)
 
 
 def _leak(module: Any, rows: list[list[int]], alone: list[Tensor], shared: bool, tolerance: float) -> str:

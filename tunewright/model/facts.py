@@ -9,7 +9,9 @@ from typing import Any
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.model import arch_probe, loading, model_files
+from tunewright.model.encoders.folder import own_pooling, positions
 from tunewright.model.frozen import nf4, stored
+from tunewright.tokens.encoder_text import is_encoder
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Facts:
     ``cached``: numbers that a cache keeps for each token and layer, keys and values; ``head_width``: numbers of a head.
     ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files, and how weights are
     rounded. ``packed``: how its linear layers are held, as in `packing.pack`; "" for dense; ``packed_bytes``: about the
-    memory that these take.
+    memory that these take. ``encoder``: its tokens see both sides, so it can be trained with a head, and cannot write;
+    ``pooling``: how its folder says that its hidden states are pooled; "" if it does not.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Facts:
     sha256: str
     packed: str = ""
     packed_bytes: int = 0
+    encoder: bool = False
+    pooling: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +72,10 @@ def read_facts(name: str, quantise: str = "none", adapter: AdapterConfig | None 
             where=str(folder),
             fix="update transformers.",
         ) from None
-    text = config.get_text_config()
+    text, encoder = config.get_text_config(), is_encoder(config)
+    if encoder and quantise != "none":
+        message = f"quantise={quantise} packs the layers of decoders, and {name} is an encoder."
+        raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="leave quantise at none.")
     parameters, dtypes = model_files.sizes(folder)
     digest, packed = model_files.digest(folder), _packed(name, quantise)
     probed = arch_probe.probe(config, adapter if adapter is not None and adapter.of_peft else None)
@@ -84,10 +92,10 @@ def read_facts(name: str, quantise: str = "none", adapter: AdapterConfig | None 
         cached=2 * cached_heads * head_width,
         head_width=head_width,
         vocabulary=int(text.vocab_size),
-        context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
+        context=positions(config) if encoder else int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
         parameters=parameters,
         dtype="/".join(sorted(dtypes)),
-        window=window_of(text),
+        window=None if encoder else window_of(text),
         shareable=not probed.leak["shared"],
         packable=not probed.leak["packed"],
         leak=probed.leak["packed"] or probed.leak["shared"],
@@ -96,6 +104,8 @@ def read_facts(name: str, quantise: str = "none", adapter: AdapterConfig | None 
         sha256=nf4.digest(digest) if packed == "nf4" else digest,
         packed=packed,
         packed_bytes=_packed_bytes(packed, parameters),
+        encoder=encoder,
+        pooling=(own_pooling(folder) if encoder else None) or "",
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tunewright.core.config import Recompute
 from tunewright.model import fused_llama, losses
 from tunewright.model.attention import flex, interface, tree
+from tunewright.model.encoders import passes
 from tunewright.model.fused_llama import LayerKernels, Tokens
 from tunewright.model.heads.linear import head_of
 from tunewright.model.language_model import LanguageModel
@@ -54,10 +55,17 @@ def sequence_logp(model: LanguageModel, microbatch: Microbatch, recompute: Recom
 
 
 def head_logits(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
-    """logits_NC of the model's head (`heads.linear`), in its own dtype, after the tokens that predict."""
+    """logits_NC of the model's head (`heads.linear`), in its own dtype, after the tokens that predict; of an encoder
+    that pools, of each row, which then has one prediction."""
     head = head_of(model.module)
+    if head is None and model.encoder:
+        return passes.class_logits(model.module, microbatch, model.device)
     assert head is not None, "the model has no head"
-    logits_NC: Tensor = head(hidden(model, microbatch, recompute).to(head.weight.dtype))
+    if model.pooling is None:
+        hidden_ND = hidden(model, microbatch, recompute)
+    else:
+        hidden_ND = passes.pooled(model.module, microbatch, model.device, model.pooling)
+    logits_NC: Tensor = head(hidden_ND.to(head.weight.dtype))
     return logits_NC
 
 
@@ -73,6 +81,8 @@ def frozen_head(model: LanguageModel) -> bool:
 
 def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
     """hidden_ND at the predicted tokens, before the output head."""
+    if model.encoder:
+        return passes.hidden(model.module, microbatch, model.device)
     if microbatch.segments and model.kernels != "transformers":
         tokens, how = fused_pass(model, microbatch, recompute)
         return fused_llama.hidden(model.decoder, tokens, how, recompute)

@@ -1,4 +1,4 @@
-"""A causal language model as a value: transformers' module, and how its forward passes are computed."""
+"""A language model as a value: transformers' module, and how its forward passes are computed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 from tunewright.core.config import Kernels
 from tunewright.model.decoding.fused import StepKernel, step_kernel
+from tunewright.model.encoders.folder import Pooling
+from tunewright.tokens.encoder_text import is_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +22,9 @@ class LanguageModel:
     FlexAttention; or with its layers compiled too. ``plain_head``:
     logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
     computed (`decoding.fused.step_kernel`). ``sharded``: whether the layers' weights are in shards on several
-    processes, and there only while a layer is called as a module.
+    processes, and there only while a layer is called as a module. ``encoder``: each token sees both sides, and the
+    module has no output head. ``pooling``: how an encoder's head reads a row; None: at the predicted tokens, as others
+    do.
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.
@@ -31,6 +35,8 @@ class LanguageModel:
     plain_head: bool = False
     decoding: StepKernel = "modules"
     sharded: bool = False
+    encoder: bool = False
+    pooling: Pooling | None = None
 
     @property
     def device(self) -> torch.device:
@@ -57,6 +63,8 @@ class LanguageModel:
 
 def of(module: PreTrainedModel, kernels: Kernels = "transformers") -> LanguageModel:
     """A loaded module, in eval mode, as a value."""
+    if is_encoder(module.config):
+        return LanguageModel(module, encoder=True)
     model = LanguageModel(module, kernels, has_plain_head(module))
     return replace(model, decoding=step_kernel(model)) if model.plain_head else model
 

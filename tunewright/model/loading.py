@@ -22,8 +22,10 @@ from tunewright.core.locations import is_hub_model
 from tunewright.model import language_model
 from tunewright.model.arch_probe import quiet
 from tunewright.model.attention import interface
+from tunewright.model.encoders import folder as encoder_folder
 from tunewright.model.frozen import packing
 from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.encoder_text import is_encoder_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -189,7 +191,8 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu", packed: str = "") -> LanguageModel:
-    """The model in ``dtype`` on ``device``, in eval mode, nothing requiring gradients. ``packed``: how the weights of
+    """The model in ``dtype`` on ``device``, in eval mode, nothing requiring gradients; of an encoder, without its own
+    heads. ``packed``: how the weights of
     its linear layers are held, as in `packing.pack`; "" for dense. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH where
     the weights lack a tensor or have one too many: transformers would draw the one at random and drop the other."""
     from safetensors import SafetensorError
@@ -198,15 +201,19 @@ def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu", packed: st
     interface.register()
     try:
         with quiet():
-            module, loaded = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype="auto" if packed else dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            if is_encoder_folder(Path(folder)):
+                assert not packed, "an encoder's layers are dense"
+                module, loaded = encoder_folder.load(folder, dtype)
+            else:
+                module, loaded = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype="auto" if packed else dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             "MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)

@@ -33,7 +33,7 @@ from tunewright.model.adapting.stored import (
     untouched,
 )
 from tunewright.model.frozen.packed import Linear
-from tunewright.model.heads.linear import NAME, head_of
+from tunewright.model.heads.linear import NAME, head_of, width
 
 
 def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note: AdapterNote) -> None:
@@ -114,7 +114,7 @@ def fitting(model: Any, folder: Path, base_sha256: str | None = None) -> StoredA
         raise other_base(folder, f"the adapter is for a layer {name}, which this base does not have")
     wanted = _shapes(model, stored.config)
     head_CD = stored.tensors.get(HEAD)
-    if head_CD is not None and head_CD.shape[1] != model.get_output_embeddings().weight.shape[1]:
+    if head_CD is not None and head_CD.shape[1] != width(model):
         raise other_base(folder, f"its head reads {head_CD.shape[1]} numbers")
     for key in sorted(set(wanted) ^ (set(stored.tensors) - {HEAD})):
         raise corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'not part of the adapter'}")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from tunewright.core import records
 from tunewright.core.config import EMBEDDING, HEADS, REWARDED, Config
+from tunewright.core.config.method_settings import check_model
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
@@ -28,7 +29,7 @@ from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
 from tunewright.system import heap, machine
 from tunewright.system.machine import Machine
-from tunewright.tokens import render_cache, rendering, texts
+from tunewright.tokens import encoder_text, render_cache, rendering, texts
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
 from tunewright.tokens.template import Template, for_rows, load_template
@@ -79,13 +80,17 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
     """Like `gather`, with given facts about the model and the machine."""
+    check_model(config, facts.encoder)
+    if facts.encoder:
+        encoder_text.require_one_instruction(data.examples)
     template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
     if config.train.method in EMBEDDING:
         template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     # What is written to a prompt of rewards follows it.
     most = limit - answer_limit(config, ()) if config.train.method in REWARDED else limit
-    renderer = RowRenderer(template, METHODS[config.train.method].prepare, most, config.data.too_long)
+    prepare = METHODS[config.train.method].prepare
+    renderer = RowRenderer(template, prepare, most, config.data.too_long, unread=int(facts.encoder))
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.every(s), run.path / "data") for s in SIDES}
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
@@ -94,7 +99,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     too_long = tuple(i for result in rendered.values() for i in result.dropped)
     dev, test = (tuple(i for i in evaluated_rows(config, data, s) if i not in too_long) for s in ("dev", "test"))
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
-    room = facts.context - max_new_tokens
+    room = facts.context - (0 if facts.encoder else max_new_tokens)
 
     def fits(arm: Arm) -> bool:
         if data.task.corpus is not None:  # its texts are not prompts, and longer ones are cut
@@ -109,6 +114,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         _asks_full_precision(run, facts, hardware),
         config.adapter.start is not None,
         config.train.method in HEADS,
+        facts.encoder,
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:
@@ -169,6 +175,8 @@ def _longest_label(template: Template, data: Dataset) -> int:
     """Of the labels or numbers, in tokens."""
     train = [data.examples[i] for i in data.side("train")]
     labels = data.task.labels or [max((e.target for e in train), key=len)]
+    if template.encoder:  # an endpoint, whose tokens are others, may be asked, too
+        return max(len(encoder_text.plain_ids(template.tokenizer, label)) for label in labels)
     return max(len(rendering.completion_ids(template, train[0].prompt, label)) for label in labels)
 
 

@@ -125,7 +125,7 @@ class Models:
         kernels = _kernels(module, plan)
         if plan.gradient_checkpointing == "layers" and kernels == "transformers":
             language_model.recompute_layers(module, on=True)
-        return dataclasses.replace(self._adapted, kernels=kernels)
+        return dataclasses.replace(self._adapted, kernels=kernels, pooling=plan.pooling)
 
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)

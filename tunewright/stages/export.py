@@ -24,7 +24,7 @@ from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work
 from tunewright.runtime.receipt import code_sha256
 from tunewright.stages.stage import Stage
-from tunewright.tokens import rendering
+from tunewright.tokens import encoder_text, rendering
 from tunewright.tokens.sequences import flat
 from tunewright.tokens.template import Template, render
 from tunewright.tokens.texts import text_ids
@@ -100,8 +100,11 @@ def check_prompts(work: Work) -> list[CheckPrompt]:
 
 def _conversation(prompt: Prompt, template: Template) -> dict[str, object] | None:
     """The arguments of a chat template; None if the prompt spells a special token."""
+    if template.encoder:
+        given: dict[str, object] = {"texts": list(encoder_text.texts(prompt))}
+        return None if encoder_text.spells_special(template.tokenizer, prompt) else given
     special = [token for token in template.tokenizer.all_special_tokens if len(token) > 1]
-    given: dict[str, object] = {"conversation": [m.to_json(template.text_arguments) for m in prompt.messages]}
+    given = {"conversation": [m.to_json(template.text_arguments) for m in prompt.messages]}
     if prompt.tools:
         given["tools"] = list(prompt.tools)
     text = json.dumps(given, ensure_ascii=False)
@@ -113,6 +116,8 @@ def _texts(work: Work) -> list[str]:
     template = work.inputs.template
     if (corpus := work.data.task.corpus) is not None:
         return [*corpus.documents, *(e.question for e in work.data.examples)]
+    if template.encoder:
+        return [text for e in work.data.examples for text in encoder_text.texts(e.prompt)]
     return [
         e.text if isinstance(e, Text) else render(template, e.before(len(e.messages)), False)
         for e in work.data.examples

@@ -17,7 +17,7 @@ from tunewright.core.errors import DataError, Problem, TunewrightError
 from tunewright.core.run_folder import write_atomic
 from tunewright.data import messages, tool_calls
 from tunewright.data.messages import Example
-from tunewright.tokens import rendering, sequences, template, written
+from tunewright.tokens import encoder_text, rendering, sequences, template, written
 from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow
 from tunewright.tokens.template import Template
 
@@ -28,12 +28,13 @@ Prepare = Callable[[Template, Example, int, int | None], list[TrainRow]]
 @dataclass(frozen=True)
 class RowRenderer:
     """How examples become training rows. ``max_length``: the longest sequence in tokens; ``too_long``: what becomes of
-    an example with a longer one."""
+    an example with a longer one; ``unread``: places at the end of a sequence that the model does not read."""
 
     template: Template
     prepare: Prepare
     max_length: int
     too_long: Literal["error", "drop"]
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def render_rows(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequ
         except DataError as error:
             problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.fix) for p in error.problems]
             continue
-        longest = max((len(s.ids) for s in sequences.flat(prepared)), default=0)
+        longest = max((len(s.ids) for s in sequences.flat(prepared)), default=0) - renderer.unread
         if longest <= renderer.max_length:
             rows += prepared
         elif renderer.too_long == "drop":
@@ -97,7 +98,7 @@ def stored(folder: Path) -> list[TokenSequence]:
 
 def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
-    parts = (messages, tool_calls, rendering, written, sequences, template, renderer.prepare)
+    parts = (messages, tool_calls, encoder_text, rendering, written, sequences, template, renderer.prepare)
     code = [inspect.getfile(part) for part in parts]
     total = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
     total.update(f"{renderer.template.sha256} {renderer.max_length} {renderer.too_long}".encode())

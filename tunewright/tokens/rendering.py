@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from tunewright.core.errors import DataError, ModelError, data_error
 from tunewright.data import tool_calls
 from tunewright.data.messages import Chat, Example, Message, Prompt, Text, Tool, map_texts, turns
-from tunewright.tokens import written
+from tunewright.tokens import encoder_text, written
 from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import Template, render, require_template
 
@@ -62,6 +62,8 @@ def for_training(
 
 def for_generation(template: Template, prompt: Prompt) -> list[int]:
     """Token ids of the prompt before the next assistant turn: exactly the prefix that training sees."""
+    if template.encoder:
+        return encoder_text.ids(template.tokenizer, prompt)
     require_template(template)
     return _ids(template, *_render_escaped(template, prompt, True))
 

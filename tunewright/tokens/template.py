@@ -23,6 +23,7 @@ from tunewright.core.config.schema import TEMPLATES
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.data import tool_calls
 from tunewright.data.messages import Example, Message, Prompt, ToolCall
+from tunewright.tokens import encoder_text
 
 MAX_CHARACTERS = 256 * 1024  # of a template, and of what it adds to the messages
 SECONDS = 5.0  # processor time of rendering one conversation
@@ -37,6 +38,7 @@ class Template:
     or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
     a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
     ``prefixes``: of a query and of a document, in rows that are embedded (`texts`).
+    ``encoder``: there is no template: prompts become texts as in `encoder_text`.
     """
 
     tokenizer: Any
@@ -46,10 +48,12 @@ class Template:
     day: datetime.date | None = None
     text_arguments: bool = False
     prefixes: tuple[str, str] = ("", "")
+    encoder: bool = False
 
     @property
     def eos(self) -> int:
-        token = self.tokenizer.eos_token_id
+        """The token that ends a text."""
+        token = self.tokenizer.sep_token_id if self.encoder else self.tokenizer.eos_token_id
         assert isinstance(token, int)
         return token
 
@@ -64,13 +68,15 @@ class Template:
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
         arguments = "\x00text arguments" if self.text_arguments else ""
         arguments += f"\x00prefixes {self.prefixes}" if any(self.prefixes) else ""
+        if self.encoder:
+            return hashlib.sha256(f"{encoder_text.RULE}\x00{vocabulary}{arguments}".encode()).hexdigest()
         parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}{arguments}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def load_template(folder: Path, name: str | None = None, date: str = "auto") -> Template:
     """Tokenizer of a model folder, with the chat template ``name`` where one is given: one of ours, or a file.
-    ``date``: YYYY-MM-DD, or auto for today.
+    ``date``: YYYY-MM-DD, or auto for today. An encoder reads neither.
 
     Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
     """
@@ -96,12 +102,14 @@ def load_template(folder: Path, name: str | None = None, date: str = "auto") -> 
             where=str(folder),
             fix="convert it with transformers and save it again.",
         )
-    if tokenizer.eos_token_id is None:
+    encoder = encoder_text.is_encoder_folder(folder)
+    end = "sep_token" if encoder else "eos_token"
+    if getattr(tokenizer, f"{end}_id") is None:
         raise ModelError(
             "TOKENIZER_NO_EOS",
             "the tokenizer has no end-of-sequence token.",
             where=str(folder),
-            fix='set "eos_token" in tokenizer_config.json.',
+            fix=f'set "{end}" in tokenizer_config.json.',
         )
     if name is not None:
         tokenizer.chat_template = _template_text(name)
@@ -114,6 +122,8 @@ def load_template(folder: Path, name: str | None = None, date: str = "auto") -> 
         )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    if encoder:
+        return Template(tokenizer, source=str(folder), encoder=True)
     template = Template(tokenizer, source=str(name or folder))
     if "strftime_now" in (tokenizer.chat_template or ""):
         template = _dated(template, datetime.date.today() if date == "auto" else datetime.date.fromisoformat(date))
@@ -144,7 +154,11 @@ def _dated(template: Template, day: datetime.date) -> Template:
 def for_rows(template: Template, examples: Sequence[Example]) -> Template:
     """The template as it is used for rows with or without thoughts: a prompt may open the thought of every answer."""
     answers = (m for e in examples for m in e.messages if m.role == "assistant")
-    if not template.tokenizer.chat_template or not any(m.reasoning or "</think>" in m.content for m in answers):
+    if (
+        template.encoder
+        or not template.tokenizer.chat_template
+        or not any(m.reasoning or "</think>" in m.content for m in answers)
+    ):
         return template
     return fitted(template, thoughts=True)
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import EMBEDDING, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import EMBEDDING, POOLED, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
 from tunewright.model.adapting import stored
 from tunewright.model.attention import flex
+from tunewright.model.encoders.folder import POOLINGS, Pooling
 from tunewright.model.facts import Facts
 from tunewright.system.machine import FASTER, Machine
 from tunewright.tokens.packing import Layout
@@ -77,8 +78,9 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
     steps = recipe.steps(given, per_epoch)
     kernels = _kernels(given, layout.value, steps.value)
     recompute = _recompute(given, dtype.value, kernels.value, batch.value)
-    options = _options(given)
     chosen: dict[str, Choice[Any]] = {
+        "options": _options(given),
+        "pooling": _pooling(config, facts),
         "dtype": dtype,
         "layout": layout,
         "batch_size": batch,
@@ -121,10 +123,22 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         seed=config.seed,
         threads=machine.cores,
         adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
-        options=options.value,
         **{name: choice.value for name, choice in chosen.items()},
-        reasons={name: c.reason for name, c in {**chosen, "options": options}.items() if c.reason} | _start(config),
+        reasons={name: c.reason for name, c in chosen.items() if c.reason} | _start(config),
     )
+
+
+def _pooling(config: Config, facts: Facts) -> Choice[Pooling | None]:
+    """None where each prediction is made at a token of its own."""
+    if not facts.encoder or config.train.method not in POOLED:
+        return Choice(None, "")
+    if config.train.pooling != "auto":
+        return Choice(config.train.pooling, CONFIGURED)
+    if facts.pooling:
+        return Choice(POOLINGS[facts.pooling], "as the model's own sentence-transformers config says")
+    if config.train.method in EMBEDDING:
+        return Choice("mean", "of all tokens: the model has no sentence-transformers config that says otherwise")
+    return Choice("cls", "the first token: the model has no sentence-transformers config that says otherwise")
 
 
 def _options(given: PlanInputs) -> Choice[MethodOptions]:

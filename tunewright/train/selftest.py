@@ -183,12 +183,13 @@ def check_start(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> l
 
 @torch.no_grad()
 def check_base(model: LanguageModel, row: TokenSequence) -> CheckResult:
-    """Raises SELFTEST_BASE unless the adapter changes the logits, and without it they are the base's, bit for bit."""
+    """Raises SELFTEST_BASE unless the adapter changes the logits (of an encoder, the hidden states), and without it
+    they are the base's, bit for bit."""
     ids = torch.tensor([row.ids], device=model.device)
 
     def logits() -> Tensor:
-        logits_BTV: Tensor = model.module(ids, use_cache=False).logits
-        return logits_BTV
+        computed: Tensor = model.module(ids)[0] if model.encoder else model.module(ids, use_cache=False).logits
+        return computed
 
     adapted = logits()
     with adapters.off(model.module):

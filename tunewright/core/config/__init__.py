@@ -7,6 +7,7 @@ from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     EMBEDDING,
     HEADS,
+    POOLED,
     PREFERENCE,
     RATED,
     REWARDED,
@@ -33,6 +34,7 @@ from tunewright.core.config.sweeps import recipes, with_settings
 __all__ = [
     "EMBEDDING",
     "HEADS",
+    "POOLED",
     "PREFERENCE",
     "RATED",
     "REWARDED",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunewright.core.config.schema import EMBEDDING, HEADS, RATED, REFERENCED, REWARDED, Config, MethodOptions
+from tunewright.core.config.schema import (
+    EMBEDDING,
+    ENCODED,
+    HEADS,
+    POOLED,
+    RATED,
+    REFERENCED,
+    REWARDED,
+    Config,
+    MethodOptions,
+)
 from tunewright.core.errors import ConfigError
 
 Conflict = Callable[[str, str, str], ConfigError]  # of a key, a message and a fix
@@ -29,6 +39,9 @@ def check(config: Config, conflict: Conflict) -> None:
             message = f"train.method={method} does not read train.{name}."
             fix = f"remove it, or choose a method that reads it: {', '.join(readers)}."
             raise conflict(f"train.{name}", message, fix)
+    if method not in POOLED and config.train.pooling != "auto":
+        fix = f"remove it, or choose a method that reads it: {', '.join(POOLED)}."
+        raise conflict("train.pooling", f"train.method={method} does not read train.pooling.", fix)
     if method in REFERENCED and config.adapter.dropout:
         message = (
             f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
@@ -121,3 +134,31 @@ def _check_rewarded(config: Config, conflict: Conflict) -> None:
     if config.prove.evidence == "full":
         message = f"prove.evidence=full needs another training run, which train.method={method} does not support."
         raise conflict("prove.evidence", message, "use standard or plain.")
+
+
+def check_model(config: Config, encoder: bool) -> None:
+    """Raises CONFIG_CONFLICT for what the kind of model cannot do. An encoder has no output head, so it does not write,
+    and it follows no instruction; a decoder's tokens see only those before."""
+
+    def conflict(where: str, message: str, fix: str) -> ConfigError:
+        return ConfigError("CONFIG_CONFLICT", message, where=where, fix=fix)
+
+    method = config.train.method
+    if not encoder:
+        if config.train.pooling in ("cls", "mean"):
+            message = f"train.pooling={config.train.pooling} is for encoders; a decoder's head reads the last token."
+            raise conflict("train.pooling", message, "leave it at auto.")
+        return
+    if method not in ENCODED:
+        message = f"train.method={method} needs a model that writes, and {config.model} is an encoder."
+        raise conflict("train.method", message, f"choose one of {', '.join(ENCODED)}; or another model.")
+    written = {
+        "template": config.template,
+        "data.instruction": config.data.instruction,
+        "prove.prompts": config.prove.prompts,
+        "prove.documents": config.prove.documents,
+        "experiments.prompt_distillation": config.experiments.prompt_distillation,
+        "train.fsdp": config.train.fsdp,
+    }
+    for name in (name for name, value in written.items() if value):
+        raise conflict(name, f"{name} is for models that write, and {config.model} is an encoder.", "leave it out.")

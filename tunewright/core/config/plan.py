@@ -29,8 +29,8 @@ class Plan(Growing):
 
     ``options``: the settings that only the method reads. ``labels``: of the outputs of a head, in their order; empty
     without a head. ``standardised``: mean and standard deviation of the training answers, in whose units a head gives
-    numbers. ``embed``: how texts become vectors, if the model gives them.
-    ``rows`` and ``tokens`` count training rows and their tokens;
+    numbers. ``embed``: how texts become vectors, if the model gives them. ``pooling``: how an encoder's hidden states
+    become what the head reads, or a vector. ``rows`` and ``tokens`` count training rows and their tokens;
     ``supervised_tokens`` counts the targets among them.
     ``fsdp``: whether several processes keep the base's layers in shards.
     ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
@@ -38,7 +38,7 @@ class Plan(Growing):
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
-    ADDED = ("options", "labels", "standardised", "embed", "optimizer", "adapt_threads", "fsdp")
+    ADDED = ("options", "labels", "standardised", "embed", "optimizer", "adapt_threads", "fsdp", "pooling")
 
     method: str
     rows: int
@@ -69,6 +69,7 @@ class Plan(Growing):
     labels: tuple[str, ...] = ()
     standardised: tuple[float, float] | None = None
     embed: EmbedConfig | None = None
+    pooling: Literal["cls", "mean", "last"] | None = None
     optimizer: Literal["adamw", "adamw8"] = "adamw"
     fsdp: bool = False
     adapt_threads: bool = False

@@ -263,8 +263,10 @@ RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
 HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
-REWARDED = ("grpo",)  # learns from rewards of what the model writes
 EMBEDDING = ("embed",)  # methods whose model gives a text a vector, instead of writing
+ENCODED = (*HEADS, *EMBEDDING)  # methods that can train an encoder
+POOLED = (*HEADS, *EMBEDDING)  # methods that can read one vector for each row of an encoder
+REWARDED = ("grpo",)  # learns from rewards of what the model writes
 
 
 class MethodOptions(Growing):
@@ -383,6 +385,12 @@ class TrainConfig(MethodOptions):
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
         3, description="Stop after this many dev evaluations without a new best loss; 0 disables early stopping."
+    )
+    pooling: Literal["auto", "cls", "mean", "last"] = Field(
+        "auto",
+        description="What the head of an encoder reads, or what becomes a vector (embed): the hidden state of the first "
+        "token, the mean of all, or that of the last; auto: as the model's sentence-transformers config says, else cls "
+        "(embed: mean). On a decoder always the last.",
     )
 
 
@@ -556,7 +564,8 @@ class CostConfig(Frozen):
 class ExportConfig(Frozen):
     to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
-        description="Exports to write. Where all weights are trained there is no adapter, only a merged model.",
+        description="Exports to write. Where all weights are trained, and of an encoder, there is no adapter, only a "
+        "merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."

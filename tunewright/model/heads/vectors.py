@@ -6,7 +6,6 @@ Axes: S texts, N predicting tokens, M predicting tokens of each text one after a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 from tunewright.core.config import Plan, Recompute
 from tunewright.model import forward
+from tunewright.model.encoders.folder import Pooling
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TokenSequence
-
-Pooling = Literal["mean", "cls", "last"]
 
 
 def pooling(plan: Plan) -> Pooling:

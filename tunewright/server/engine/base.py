@@ -58,7 +58,7 @@ def name_of(setting: str) -> str:
 def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
     """A base that our engine answers for. Raises MODEL_*, MISSING_PACKAGE, and MODEL_UNSUPPORTED for a model whose
     steps need its modules."""
-    facts = read_facts(setting)
+    facts = _writing(setting)
     chosen = dtype
     if dtype == "auto":
         chosen = machine.measure().dtype
@@ -78,10 +78,18 @@ def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
     return Base(name_of(setting), setting, facts, template, engine, grammars, frozenset(stop), chosen)
 
 
+def _writing(setting: str) -> Facts:
+    facts = read_facts(setting)
+    if facts.encoder:
+        message, fix = "an encoder writes no text, which is what the server is for.", "serve a model that writes."
+        raise ModelError("MODEL_UNSUPPORTED", message, where=setting, fix=fix)
+    return facts
+
+
 def load_remote(setting: str, remote: Remote, limits: Limits) -> Base:
     """A base that another program answers for, after its answers have been compared with the base's own. Raises
     MODEL_*, MISSING_PACKAGE, REMOTE_FAILED, CONSUMER_DIFFERS."""
-    facts = read_facts(setting)
+    facts = _writing(setting)
     name, most = base_of(remote)
     context = min(most or facts.context, facts.context)
     template = load_template(Path(facts.path))
