@@ -22,12 +22,13 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import HEADS, PREFERENCE, RATED
+    from tunewright.core.config import EMBEDDING, HEADS, PREFERENCE, RATED
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
     from tunewright.methods import METHODS, kto
     from tunewright.model import loading, model_files
+    from tunewright.tokens import texts
     from tunewright.tokens.sequences import flat
 
     config = config_of(source, settings, model)
@@ -42,6 +43,8 @@ def preview(
     folder = loading.resolve(config.model)
     model_files.check(folder)
     template = for_rows(load_template(folder, config.template, config.date), parsed.examples)
+    if config.train.method in EMBEDDING:
+        template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
     prepared_rows = METHODS[config.train.method].prepare(template, example, row - 1, limit)
@@ -52,12 +55,16 @@ def preview(
         return
     pair = config.train.method in PREFERENCE
     names = ["chosen", "rejected"] if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
+    if config.train.method in EMBEDDING:
+        names = ["query", "document", *(f"negative {n}" for n in range(1, len(sequences) - 1))]
     if config.train.method in RATED:
         names = ["desirable" if kto.is_desirable(r) else "undesirable" for r in prepared_rows]
     for name, sequence in zip(names, sequences, strict=True):
-        tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
-        typer.secho(f"{example.where}, {name}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
+        if config.train.method in EMBEDDING:  # nothing reads the place behind a text
+            pieces = [(text, 0.0) for text, _ in pieces[:-1]]
+        targets = "" if config.train.method in EMBEDDING else f", {sequence.supervised} targets"
+        typer.secho(f"{example.where}, {name}: {len(pieces)} tokens{targets}", bold=True)
         if config.train.method in HEADS:  # the head answers in place of the last token
             pieces[-1] = (example.target, 1.0)
         typer.echo("".join(_shown(pieces)))

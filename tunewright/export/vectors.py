@@ -35,7 +35,7 @@ MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}  # in t
 def require_package() -> None:
     """Raises MISSING_PACKAGE: an export is accepted once that library has loaded it."""
     if importlib.util.find_spec("sentence_transformers") is None:
-        why, command = "the export of train.method=embed", "pip install sentence-transformers"
+        why, command = "the export of train.method=embed", "pip install 'tunewright[embed]'"
         raise MissingExtra("sentence-transformers", why, command, where="export.to")
 
 

@@ -31,7 +31,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TrainRow, head_sequence
 from tunewright.tokens.template import Template
-from tunewright.tokens.texts import text_ids
+from tunewright.tokens.texts import Kind, spells_special, text_ids
 
 # How far a vector of length 1 may be from the one that was computed without gradients, in the same pass.
 SAME = {"float32": 1e-3, "bfloat16": 0.1}
@@ -48,9 +48,13 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
         fix = "leave data.format at auto, or use another train.method."
         raise data_error("DATA_FORM_UNSUPPORTED", "embed needs pairs of texts.", where=example.where, fix=fix)
     documents = (example.target, *example.negatives)
-    ids = [text_ids(template, example.question, "query"), *(text_ids(template, d, "document") for d in documents)]
+    given: list[tuple[str, Kind]] = [(example.question, "query"), *((text, "document") for text in documents)]
+    ids = [text_ids(template, text, kind) for text, kind in given]
+    if any(spells_special(template, own, kind) for own, (_, kind) in zip(ids, given, strict=True)):
+        message, fix = "a text spells a special token, as which tokenizers read it.", "remove it, or drop the row."
+        raise data_error("DATA_SPECIAL_TOKEN_TEXT", message, where=example.where, fix=fix)
     sequences = tuple(head_sequence(own, own[-1], row) for own in ids)
-    says = [int(content_hash(text)[:15], 16) for text in (example.question, *documents)]
+    says = [int(content_hash(text)[:15], 16) for text, _ in given]
     return [TrainRow(sequences, row, {"text_S": np.array(says)})]
 
 

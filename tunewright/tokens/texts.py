@@ -3,6 +3,7 @@ tokens that the tokenizer adds, and an end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -12,11 +13,11 @@ Kind = Literal["query", "document"]
 
 
 def appended_end(template: Template) -> int | None:
-    """The end token, if it must be added to a text because the tokenizer does not: a decoder's last hidden state is
-    read, and texts that end alike are told apart from their beginnings by it. None if the tokenizer adds one, or a
-    separator."""
+    """The end token, where it must be added to a text because the tokenizer does not: the hidden state there is a
+    decoder's vector of the text. None if the tokenizer adds it, and of an encoder, whose tokenizer adds a separator."""
     end = template.tokenizer.eos_token_id
-    return None if end is None or template.tokenizer("a")["input_ids"][-1] == end else int(end)
+    added = template.encoder or end is None or template.tokenizer("a")["input_ids"][-1] == end
+    return None if added else int(end)
 
 
 def text_ids(template: Template, text: str, kind: Kind, most: int | None = None) -> list[int]:
@@ -26,6 +27,12 @@ def text_ids(template: Template, text: str, kind: Kind, most: int | None = None)
     ids = [*template.tokenizer(template.prefixes[kind == "document"] + text)["input_ids"]]
     ids += [] if end is None else [end]
     return ids if most is None or len(ids) <= most else [*ids[: most - 1], ids[-1]]
+
+
+def spells_special(template: Template, ids: Sequence[int], kind: Kind) -> bool:
+    """Whether a text of these ids contains a special token besides those of every text: it was spelled in it."""
+    special = {*template.tokenizer.all_special_ids} - {template.tokenizer.unk_token_id}
+    return sum(i in special for i in ids) > sum(i in special for i in text_ids(template, "a", kind))
 
 
 def with_prefixes(template: Template, query: str, document: str) -> Template:

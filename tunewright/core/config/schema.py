@@ -388,9 +388,9 @@ class TrainConfig(MethodOptions):
     )
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
         "auto",
-        description="What the head of an encoder reads, or what becomes a vector (embed): the hidden state of the first "
-        "token, the mean of all, or that of the last; auto: as the model's sentence-transformers config says, else cls "
-        "(embed: mean). On a decoder always the last.",
+        description="What the head of an encoder reads, or what becomes a vector (embed): the hidden state of the "
+        "first token, the mean of all, or that of the last; auto: as the model's sentence-transformers config says, "
+        "else cls (embed: mean). On a decoder always the last.",
     )
 
 
