@@ -64,6 +64,7 @@ PARTS = {
         "methods/embed.py",
         "tokens/texts.py",
         "judge/arms/searching.py",
+        "judge/stored_vectors.py",
         "export/vectors.py",
         "data/task/corpus.py",
         "data/task/retrieval.py",

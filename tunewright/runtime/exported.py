@@ -3,29 +3,22 @@ rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import cast
 
 from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.data.scores import Score, mean
 from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
-from tunewright.judge.arms.arm import Model, Progress, silent
-from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.arms.arm import Model
 from tunewright.judge.evaluate import score_arm
+from tunewright.judge.stored_vectors import StoredVectors
 from tunewright.model import kl, loading
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
 from tunewright.tokens.sequences import flat
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
@@ -58,25 +51,14 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
         model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
         work.run.event("test_read", rows=len(rows), export=check.kind)
-        answering = work.answers.answering(model) if reloaded.embed is None else Embedder(reloaded.embed)
+        answering = cast(Model, work.answers.answering(model))
+        if (encode := reloaded.embed) is not None:
+            answering = cast(Model, StoredVectors(lambda texts, kind: encode(texts, kind).numpy()))
         results["reproduced"] = _reproduced(work, answering, rows, dtype, name)
     return check.model_copy(update=results)
 
 
-@dataclass(frozen=True)
-class Embedder:
-    """What searches with an export: the part of `Model` that does."""
-
-    encode: Callable[[Sequence[str], Literal["query", "document"]], Tensor]
-
-    def embed(
-        self, texts: Sequence[str], kind: Literal["query", "document"], progress: Progress = silent
-    ) -> NDArray[np.float32]:
-        vector_ND: NDArray[np.float32] = self.encode(texts, kind).numpy()
-        return vector_ND
-
-
-def _reproduced(work: Work, model: ChatModel | Embedder, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
+def _reproduced(work: Work, model: Model, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
     """Its answers, compared with those of the verdict to the same rows."""
     tuned = weights.at_chosen_scale(work.run, work.plan)
     judged = work.answers.of(work.tuned, "test", tuned)[: len(rows)]
@@ -114,7 +96,7 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
     )
 
 
-def _scores(work: Work, model: ChatModel | Embedder, rows: Sequence[int], name: str) -> list[Score]:
+def _scores(work: Work, model: Model, rows: Sequence[int], name: str) -> list[Score]:
     examples = [work.data.examples[i] for i in rows]
     with work.console.bar(f"{name}, answers", len(rows), unit="rows") as tick:
-        return score_arm(work.tuned, examples, work.data.task, cast(Model, model), tick)
+        return score_arm(work.tuned, examples, work.data.task, model, tick)

@@ -74,14 +74,22 @@ class Forecast:
 
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
         """Of the answers of arms with the same weights."""
-        if (corpus := self.work.data.task.corpus) is not None:  # all of which is read for the queries
-            sequences = sum(len(r.sequences) for r in self.work.inputs.rows["train"])
-            texts = (len(corpus.documents) + rows) * sum(arm.needs_model for arm in arms)
-            return texts * self.work.plan.tokens / sequences * self.pilot.read
+        if self.work.data.task.corpus is not None:
+            return self._read_texts(rows * sum(arm.needs_model for arm in arms))
         writers = [arm for arm in arms if decoded_together(arm)]
         lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
         adapter = any(arm.uses_adapter for arm in writers)
         return self.written([x for x in lengths if x], rows, adapter) + rows * sum(map(self._other, arms))
+
+    def _read_texts(self, count: int) -> float:
+        """Of the vectors of so many queries and documents."""
+        texts = sum(len(r.sequences) for r in self.work.inputs.rows["train"])
+        return count * self.work.plan.tokens / texts * self.pilot.read
+
+    def _searched(self) -> float:
+        """Of the vectors of the corpus, if there is one."""
+        corpus = self.work.data.task.corpus
+        return self._read_texts(len(corpus.documents)) if corpus else 0.0
 
     def _other(self, arm: Arm) -> float:
         """Of a row of an arm that does not write; a trained one takes what the base takes."""
@@ -141,6 +149,7 @@ class Forecast:
         chosen = [family[0] for family in families]
         seconds = sum(self.judged([a for a in chosen if a.uses_adapter is own], test) for own in (False, True))
         seconds += self.judged(untrained, dev) if len(untrained) > 1 else 0.0
+        seconds += 2 * self._searched()  # by the base and by the tuned model
         if config.evidence == "plain":
             return seconds
         ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
@@ -185,7 +194,8 @@ class Forecast:
 
     def export(self) -> float:
         config = self.work.config.export
-        return len(config.to) * (LOADING + self.by_tuned(min(config.rows, len(self.work.inputs.test))))
+        again = self.by_tuned(min(config.rows, len(self.work.inputs.test))) + self._searched()
+        return len(config.to) * (LOADING + again)
 
 
 def stages(work: Work, measured: Pilot) -> dict[str, float]:
