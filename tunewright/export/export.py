@@ -27,6 +27,7 @@ from tunewright.judge.chat_model import ChatModel
 from tunewright.model import adapters, loading
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.facts import Facts
+from tunewright.model.heads import vectors as heads
 from tunewright.model.language_model import LanguageModel
 from tunewright.train import checkpoints
 
@@ -65,6 +66,8 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
     model = loading.load(facts.path, dtype, packed=facts.packed)
     adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
+    if plan.embed:
+        heads.freeze_output_head(model.module)
     checkpoints.load_trained(run, model.module, chosen_scale(run))
     model = replace(model, pooling=plan.pooling)
     model.module.requires_grad_(False)

@@ -48,10 +48,11 @@ def staged(run: Run, kind: str, repo: str, base: str | None, license_: str | Non
         files = [file for file in source.iterdir() if file in listed or _matches(file, FILES[kind])]
         if kind == "gguf" and "ollama" in load(run.config).export.to:
             files += filter(Path.is_file, (run.path / "ollama" / file for file in OLLAMA))
-        for file in (inner for file in files for inner in (sorted(file.iterdir()) if file.is_dir() else [file])):
-            place = folder / file.relative_to(file.parent if file in files else source)
-            place.parent.mkdir(exist_ok=True)
-            place.symlink_to(file.resolve())
+        for file in files:
+            for inner in sorted(file.iterdir()) if file.is_dir() else [file]:
+                place = folder / inner.relative_to(file.parent)
+                place.parent.mkdir(exist_ok=True)
+                place.symlink_to(inner.resolve())
         if kind == "adapter":
             _name_base(folder, base.partition("@")[0])
         text = card.for_hub(run, checks, (source / "README.md").read_text(encoding="utf-8"), base, repo)

@@ -129,9 +129,10 @@ class Models:
 
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
+        adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
         if plan.embed:
             vectors.without_dropout(model.module)
-        adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
+            vectors.freeze_output_head(model.module)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
 
 

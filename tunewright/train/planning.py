@@ -87,7 +87,9 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         "steps": steps,
         "lr": recipe.learning_rate(given),
         "gradient_checkpointing": recompute,
-        "tokens_per_pass": _tokens_per_pass(given, dtype.value, kernels.value, layout.value, recompute.value),
+        "tokens_per_pass": _tokens_per_pass(
+            given, batch.value, _fits(given, dtype.value, kernels.value, recompute.value), layout.value
+        ),
         "max_length": max_length(config, facts, machine, kind),
         "decode_batch_size": _decode_batch(given, dtype.value, max_new_tokens),
         "max_new_tokens": Choice(
@@ -332,13 +334,14 @@ def _most(machine: Machine, layout: Layout) -> int:
     return (2048 if machine.device == "cpu" else 16384) * (4 if layout == "shared" else 1)
 
 
-def _tokens_per_pass(
-    given: PlanInputs, dtype: Dtype, kernels: Kernels, layout: Layout, recompute: Recompute
-) -> Choice[int]:
+def _tokens_per_pass(given: PlanInputs, batch: int, fits: int, layout: Layout) -> Choice[int]:
+    """``fits``: the tokens for which there is memory."""
     sizes, machine = given.sizes, given.machine
     if given.config.train.tokens_per_pass != "auto":
         return Choice(given.config.train.tokens_per_pass, CONFIGURED)
-    fits, most = _fits(given, dtype, kernels, recompute), _most(machine, layout)
+    most = _most(machine, layout)
+    if given.config.train.method in EMBEDDING and layout != "padded":  # one pass computes the vectors of a step once
+        most = max(most, 2 * batch * sizes.tokens // sizes.rows)
     return Choice(
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB; "

@@ -306,9 +306,10 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
         what, names = "no format of prompts", "prompt: your_field"
     if all(f.embedding for f in formats):
         what, names = "no format of a query and a document", "anchor: your_field, positive: other_field"
+    pair = "train.method=embed trains on pairs of texts; otherwise " if {"anchor", "positive"} <= set(fields) else ""
     return data_error(
         "DATA_FIELD_MISSING",
         f"{what} has the fields {fields[:8]}.{guess}",
         where=row.where,
-        fix=f"rename them, or map them: data.columns='{{{names}}}'.{table}",
+        fix=f"{pair}rename them, or map them: data.columns='{{{names}}}'.{table}",
     )

@@ -6,6 +6,7 @@ Axes: S texts, N predicting tokens, M predicting tokens of each text one after a
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from tunewright.model.encoders.folder import Pooling
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TokenSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def pooling(plan: Plan) -> Pooling:
@@ -44,6 +48,13 @@ def of_texts(model: LanguageModel, microbatch: Microbatch, how: Pooling, recompu
     else:
         state_SD = torch.stack([part[0 if how == "cls" else -1] for part in parts])
     return F.normalize(state_SD, dim=1)
+
+
+def freeze_output_head(module: PreTrainedModel) -> None:
+    """Where all weights are trained: those of an output head of its own, which no vector depends on, are not."""
+    own = module.get_output_embeddings()
+    if own is not None and own.weight is not module.get_input_embeddings().weight:
+        own.requires_grad_(False)
 
 
 def without_dropout(module: nn.Module) -> None:
