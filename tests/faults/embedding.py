@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import tempfile
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from build import WORDS, byte_tokenizer, plan_of, with_adapter
 
-from faults import Fault, Patch
+from faults import Fault, Patch, refused
 from tunewright.core import config
 from tunewright.core.config import EmbedConfig, Plan
 from tunewright.data import dataset, near_duplicates
@@ -128,12 +127,10 @@ def the_first_phase_is_the_base_s(patch: Patch) -> None:
 
 
 def phases_with_other_weights_are_refused() -> None:
-    """TRAIN_PASSES_DIFFER, or the right step."""
     lm = model()
     parts = embed.microbatches(lm, rows(), range(len(rows())), plan(tokens_per_pass=60), 0)
-    with adapters.off(lm.module), contextlib.suppress(Exception):
-        embed.loss(lm, parts[0], plan())
-        raise SystemExit("other weights, and nothing was raised")
+    with adapters.off(lm.module):
+        refused("TRAIN_PASSES_DIFFER", lambda: embed.loss(lm, parts[0], plan()))
 
 
 def nothing_is_compared(patch: Patch) -> None:
@@ -184,7 +181,7 @@ def loaded() -> Any:
     """Rows in which two queries have nearly the same document."""
     written = []
     for i in range(60):
-        text = f"the {WORDS[i % 10]} of number {i // 2} is {i // 2 * 7} and it lies by the {WORDS[i // 2 % 10]} river"
+        text = " ".join(f"{WORDS[(i // 2 * k + k) % 10]} {i // 2 * k}" for k in range(1, 8))
         written.append({"anchor": f"{i}: {WORDS[i * 3 % 10]} {i * i}?", "positive": text + "!" * (i % 2)})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.jsonl")
