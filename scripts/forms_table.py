@@ -41,6 +41,7 @@ def _outcome(sample: dict[str, Any]) -> str:
         "preference": " with a preference method",
         "rewards": " with `train.method=grpo`",
         "rated": " with `train.method=kto`",
+        "tags": " with `train.method=tag`",
     }
     return f"`{parsed.format}`{needed}" + next((text for key, text in method.items() if settings.get(key)), "")
 

@@ -11,7 +11,7 @@ import typer
 
 from tunewright.cli.runs import Json, Model, Settings, Source, config_of, out
 from tunewright.core.words import counted
-from tunewright.tokens.template import for_rows, load_template
+from tunewright.tokens.template import for_method, for_rows, load_template
 
 
 def preview(
@@ -42,7 +42,8 @@ def preview(
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
-    template = for_rows(load_template(folder, config.template, config.date), parsed.examples)
+    loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
+    template = for_rows(loaded, parsed.examples)
     if config.train.method in EMBEDDING:
         template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = None if config.train.max_length == "auto" else config.train.max_length
@@ -65,9 +66,20 @@ def preview(
             pieces = [(text, 0.0) for text, _ in pieces[:-1]]
         targets = "" if config.train.method in EMBEDDING else f", {sequence.supervised} targets"
         typer.secho(f"{example.where}, {name}: {len(pieces)} tokens{targets}", bold=True)
-        if config.train.method in HEADS:  # the head answers in place of the last token
+        if config.train.method == "tag":
+            pieces = tagged(pieces, example.target.split())
+        elif config.train.method in HEADS:  # the head answers in place of the last token
             pieces[-1] = (example.target, 1.0)
         typer.echo("".join(_shown(pieces)))
+
+
+def tagged(pieces: Sequence[tuple[str, float]], tags: Sequence[str]) -> list[tuple[str, float]]:
+    """The tokens of a text, each word's first one followed by its tag, which it predicts in place of the next token."""
+    shown, rest = [(pieces[0][0], 0.0)], list(tags)
+    for piece, weight in pieces[1:]:
+        shown += [(f"/{rest.pop(0)}", 1.0)] if weight and rest else []
+        shown.append((piece, 0.0))
+    return shown[:-1]
 
 
 def _shown(pieces: Sequence[tuple[str, float]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,18 @@ def _macro_f1(sums: Floats) -> Floats:
     return _ratio((f1 * occurs).sum(-1), occurs.sum(-1).astype(float))
 
 
+def _tag_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    """For each row and tag, the words that have it (in both target and answer, in the target, in the answer)."""
+    at = {label: i for i, label in enumerate(labels)}
+    counts_RL3 = np.zeros((len(scores), len(at), 3))
+    for r, s in enumerate(scores):
+        for target, answer in zip_longest(s.target.split(), s.answer.text.split()[: len(s.target.split())]):
+            for column, tag in ((1, target), (2, answer), (0, target if target == answer else None)):
+                if tag in at:
+                    counts_RL3[r, at[tag], column] += 1
+    return counts_RL3.reshape(len(scores), -1)
+
+
 def _reward_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     return np.array([[s.score, 1.0] for s in scores], float)
 
@@ -121,6 +134,8 @@ def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
 FIELD_MICRO_F1 = CorpusMetric("field_micro_f1", _field_sums, _micro_f1)
 MACRO_F1 = CorpusMetric("macro_f1", _label_sums, _macro_f1, by_label=True)
 CORPUS_CHRF = CorpusMetric("corpus_chrf", _ngram_sums, _chrf)
+ENTITY_MICRO_F1 = CorpusMetric("entity_micro_f1", _field_sums, _micro_f1)
+TAG_MACRO_F1 = CorpusMetric("tag_macro_f1", _tag_sums, _macro_f1)
 LABEL_MICRO_F1 = CorpusMetric("label_micro_f1", _field_sums, _micro_f1)
 RMSE = CorpusMetric("rmse", _squared_errors, _root_mean)
 MEAN_REWARD = CorpusMetric("mean_reward", _reward_sums, lambda sums: _ratio(sums[..., 0], sums[..., 1]))

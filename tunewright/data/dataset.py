@@ -28,7 +28,7 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import LABEL_SET, NUMBER, Task, label_set
+from tunewright.data.task import LABEL_SET, NUMBER, Task, label_set, tags
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
 
@@ -233,8 +233,10 @@ def _sides(
 
 def _asked_task(method: str, everything: Sequence[Example]) -> Task:
     """The task of rows that a method reads in its own way."""
-    if (task := (NUMBER if method == "regress" else LABEL_SET).detect(everything)) is not None:
+    how = {"regress": NUMBER.detect, "multilabel": LABEL_SET.detect, "tag": tags.detect}[method]
+    if (task := how(everything)) is not None:
         return task
+    assert method != "tag", "its row formats have one tag for each word"
     no_number = (e for e in everything if method == "regress" and numbers.exact(e.target) is None)
     first = next(no_number, max(everything, key=lambda e: len(e.target)))
     what = "a number" if method == "regress" else "short labels separated by commas"
@@ -244,18 +246,23 @@ def _asked_task(method: str, everything: Sequence[Example]) -> Task:
 
 
 def _require_trained_labels(task: Task, train: Sequence[Example], everything: Sequence[Example]) -> None:
-    """Raises DATA_FORMAT_MISMATCH for a label of a set that only rows of dev or test have."""
-    known = {label for e in train for label in label_set.parts(e.target)}
-    for e in everything if task.kind is LABEL_SET else ():
-        if unknown := sorted(set(label_set.parts(e.target)) - known):
+    """Raises DATA_FORMAT_MISMATCH for a label of a set, or a tag, that only rows of dev or test have, and
+    LABELS_ONE_CLASS."""
+    parts = label_set.parts if task.kind is LABEL_SET else tags.words
+    known = {label for e in train for label in parts(e.target)}
+    if task.label_set and len(known) < 2 and task.kind is not LABEL_SET:
+        message, fix = f"all words have the tag {known.pop()!r}.", "add rows with other tags."
+        raise data_error("LABELS_ONE_CLASS", message, where=train[0].where, fix=fix)
+    for e in everything if task.label_set else ():
+        if unknown := sorted(set(parts(e.target)) - known):
             fix = "add training rows for it, or remove the row."
-            message = f"no training row has the label {unknown[0]!r}."
+            message = f"no training row has the {'label' if task.kind is LABEL_SET else 'tag'} {unknown[0]!r}."
             raise data_error("DATA_FORMAT_MISMATCH", message, where=e.where, fix=fix)
 
 
 def _task(config: Config, task: Task, train: Sequence[Example], everything: Sequence[Example]) -> Task:
     """The task, with the metric that the config sets."""
-    if config.train.method in ("regress", "multilabel"):
+    if config.train.method in ("regress", "multilabel", "tag"):
         task = _asked_task(config.train.method, everything)
         _require_trained_labels(task, train, everything)
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]

@@ -30,6 +30,8 @@ Kind = Literal[
     "label_set",
     "rewards",
     "retrieval",
+    "entities",
+    "tags",
 ]
 
 
@@ -150,6 +152,8 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=_exact_match, by_label=True),
         Metric("field_f1", "field F1 (mean over rows)", STRUCTURED, spread=0.4, score=_field_f1),
         Metric("label_f1", "label F1 (mean over rows)", ("label_set",), spread=0.4, score=_field_f1),
+        Metric("entity_f1", "entity F1 (mean over rows)", ("entities",), spread=0.4, score=_field_f1),
+        Metric("token_accuracy", "token accuracy (mean over rows)", ("tags",), spread=0.4, score=_field_f1),
         Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=_exact_match),
         Metric("chrf", "chrF (mean over rows)", WORDED, spread=0.1, score=_chrf),
         Metric(
@@ -188,6 +192,8 @@ METRICS: dict[str, Metric] = {
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("label_micro_f1", "label micro-F1"),
+        Metric("entity_micro_f1", "entity micro-F1"),
+        Metric("tag_macro_f1", "macro-F1 of tags"),
         Metric("macro_f1", "macro-F1"),
         Metric("rmse", "root mean squared error"),
         Metric("spearman", "Spearman correlation"),

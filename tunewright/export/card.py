@@ -11,7 +11,7 @@ from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
-from tunewright.export import EXPORTS, encoder_folder
+from tunewright.export import EXPORTS, encoder_folder, tagger
 from tunewright.export.bundles import serve
 from tunewright.export.kind import Place, sampling, served_context
 from tunewright.export.portable import base_name, without_folders
@@ -66,11 +66,13 @@ def _loading(
         plan.labels,
         plan.embed is not None,
     )
+    code = tagger.snippet(place.folder) if plan.method == "tag" else []
+    if receipt.model.encoder and not code and not plan.embed:
+        code = encoder_folder.snippet(place.folder, in_modules, plan)
     return {
-        "library": row.library,
-        "snippet": encoder_folder.snippet(place.folder, in_modules, plan)
-        if receipt.model.encoder and not plan.embed
-        else row.snippet(place),
+        "library": "sentence-transformers" if in_modules else row.library,
+        "snippet": (code if code else row.snippet(place)),
+        "uses_head": bool(code),
         "server": row.llama_server and shlex.join(serve.llama_server(row.llama_server(place), how, place.context)),
         "choosing": how.llama_cpp if row.library == "gguf" else how.generation_config,
         "folder": place.folder,

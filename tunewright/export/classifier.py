@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json
 from tunewright.data.messages import question
-from tunewright.export import encoder_folder
+from tunewright.export import encoder_folder, tagger
 from tunewright.export.encoder_folder import PROBLEMS
 from tunewright.export.kind import TrainedRun
 from tunewright.model.heads.linear import NAME
@@ -36,6 +36,8 @@ def unsupported(source: TrainedRun) -> str | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    if source.plan.method == "tag":
+        return tagger.unsupported(source)
     if source.facts.encoder:
         return None
     if _padding(source.template) is None:
@@ -55,6 +57,8 @@ def unsupported(source: TrainedRun) -> str | None:
 
 def exported(model: LanguageModel, plan: Plan, template: Template) -> LanguageModel:
     """The model as others read it, with its head. The module may no longer be used in another way."""
+    if plan.method == "tag":
+        return tagger.exported(model, plan)
     if model.encoder:
         return encoder_folder.exported(model, plan)
     return replace(model, module=classifier(model.module, plan, template))
@@ -83,9 +87,14 @@ def tokenizer(template: Template) -> PreTrainedTokenizerBase:
     return made
 
 
-def is_classifier(folder: Path) -> bool:
-    """Whether a folder's model is of that class."""
-    return any(str(name).endswith(CLASS) for name in read_json(folder / "config.json").get("architectures") or ())
+def architecture(folder: Path) -> str:
+    """The class of a folder's model."""
+    return str((read_json(folder / "config.json").get("architectures") or [""])[0])
+
+
+def has_own_head(module: PreTrainedModel) -> bool:
+    """Whether the module's class is one of transformers' for classification."""
+    return type(module).__name__.endswith((CLASS, tagger.CLASS))
 
 
 def batch_logits(module: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> torch.Tensor:

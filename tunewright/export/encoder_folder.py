@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
-from tunewright.core.run_folder import write_json
+from tunewright.core.run_folder import read_json, write_json
+from tunewright.export.tagger import CLASS, linear
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +83,8 @@ def with_head(module: PreTrainedModel, head_CD: torch.Tensor) -> PreTrainedModel
     except ValueError:
         return None
     pooler, head = getattr(made.base_model, "pooler", None), getattr(made, "classifier", None)
-    inner = _linear(SMALL * torch.eye(head_CD.shape[1], dtype=head_CD.dtype, device=head_CD.device))
-    outer = _linear(head_CD.detach() / SMALL)
+    inner = linear(SMALL * torch.eye(head_CD.shape[1], dtype=head_CD.dtype, device=head_CD.device), True)
+    outer = linear(head_CD.detach() / SMALL, True)
     if isinstance(head, torch.nn.Linear) and hasattr(pooler, "dense"):
         pooler.dense, made.classifier = inner, outer
         module.pooler = pooler
@@ -93,17 +94,6 @@ def with_head(module: PreTrainedModel, head_CD: torch.Tensor) -> PreTrainedModel
         return None
     setattr(made, made.base_model_prefix, module)
     return made.eval().requires_grad_(False)
-
-
-def _linear(weight_OI: torch.Tensor) -> nn.Linear:
-    import torch
-
-    outputs, inputs = weight_OI.shape
-    layer = torch.nn.Linear(inputs, outputs, device=weight_OI.device, dtype=weight_OI.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight_OI)
-        layer.bias.zero_()
-    return layer
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,7 @@ def load(folder: Path) -> LanguageModel:
     sentence-transformers as that library computes them."""
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     from tunewright.model import arch_probe
     from tunewright.model.encoders import folder as encoders
@@ -176,8 +166,10 @@ def load(folder: Path) -> LanguageModel:
             attach_head(module, len(head_CD))
             getattr(module, NAME).weight.data.copy_(head_CD)
         return LanguageModel(module.eval(), encoder=True, pooling=encoders.own_pooling(folder))
+    tags = read_json(folder / "config.json")["architectures"][0].endswith(CLASS)
+    loader = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
     with arch_probe.quiet():
-        classifier = AutoModelForSequenceClassification.from_pretrained(
+        classifier = loader.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     return LanguageModel(classifier.eval(), encoder=True)

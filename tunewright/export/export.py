@@ -134,10 +134,11 @@ def require_supported(source: TrainedRun) -> None:
 
 
 def wanted(source: TrainedRun) -> list[Export]:
-    """The exports of a run; where all weights are trained, of an encoder, and of a model that gives vectors, those with
-    merged weights, at least the plain one."""
+    """The exports of a run; where all weights are trained, of an encoder, with tags, and of a model that gives vectors,
+    those with merged weights, at least the plain one."""
     chosen = [row for row in EXPORTS.values() if row.kind in source.config.export.to]
-    if source.plan.adapter.kind == "none" or source.facts.encoder or source.plan.embed:
+    plan = source.plan
+    if plan.adapter.kind == "none" or source.facts.encoder or plan.method == "tag" or plan.embed:
         return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
     return chosen
 
@@ -183,6 +184,7 @@ def _expected(
         conversations=[conversation for conversation, _ in given],
         template=source.template.kwargs,
         texts=list(texts),
+        every_token=source.plan.method == "tag",
     )
     hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
     if source.plan.embed:

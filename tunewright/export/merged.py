@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export import classifier, encoder_folder, portable, vectors
+from tunewright.export import classifier, encoder_folder, portable, tagger, vectors
 from tunewright.export.encoder_folder import Layout
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
@@ -32,8 +32,7 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
     if source.plan.embed:
         return vectors.write(source, module, folder, dtype)
     if source.facts.encoder:
-        own_head = type(module).__name__.endswith(classifier.CLASS)
-        layout = Layout(None if own_head else source.plan.pooling, source.facts.context, dtype)
+        layout = Layout(None if classifier.has_own_head(module) else source.plan.pooling, source.facts.context, dtype)
         encoder_folder.save(module, source.template.tokenizer, folder, layout)
         return folder
     save(module, source.template, folder, dtype)
@@ -65,7 +64,12 @@ def stored(source: TrainedRun, dtype: str) -> Callable[[Tensor], Tensor]:
 def reload(folder: Path, base: Base) -> Reloaded:
     """Load it with transformers alone, without any of our code."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
 
     from tunewright.model import arch_probe
     from tunewright.model.language_model import LanguageModel
@@ -76,7 +80,9 @@ def reload(folder: Path, base: Base) -> Reloaded:
     if is_encoder_folder(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return Reloaded(encoder_folder.load(folder), tokenizer)
-    loader = AutoModelForSequenceClassification if classifier.is_classifier(folder) else AutoModelForCausalLM
+    loaders = {classifier.CLASS: AutoModelForSequenceClassification, tagger.CLASS: AutoModelForTokenClassification}
+    name = classifier.architecture(folder)
+    loader = next((loader for end, loader in loaders.items() if name.endswith(end)), AutoModelForCausalLM)
     with arch_probe.quiet():
         module = loader.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True

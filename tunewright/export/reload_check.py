@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewright.export import EXPORTS, classifier, vectors
+from tunewright.export import EXPORTS, classifier, tagger, vectors
 from tunewright.export.kind import Base
 from tunewright.model import forward
 from tunewright.model.decoding.generate import Decoding, complete
@@ -25,7 +25,7 @@ from tunewright.model.heads.linear import head_of
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding
 from tunewright.tokens.packing import to_microbatch
-from tunewright.tokens.sequences import head_sequence
+from tunewright.tokens.sequences import TokenSequence, head_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ class CheckPrompt:
 class CheckRequest:
     """What both processes compute: answers to the prompts, and when these end. ``conversations``: of the prompts that
     have one. ``template``: arguments of the chat template. ``texts``: what is split into tokens. ``batchable``: as
-    in `Decoding`."""
+    in `Decoding`. ``every_token``: whether a head answers at every token."""
 
     prompts: list[list[int]]
     new_tokens: int
@@ -58,6 +58,7 @@ class CheckRequest:
     conversations: list[dict[str, object]] = field(default_factory=list)
     template: dict[str, object] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    every_token: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -67,6 +68,9 @@ class CheckRequest:
 def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV in float32 after each prompt alone, greedy continuations). Of a head: its logits, and the numbers of
     the labels that it chooses; transformers' own class reads all prompts in one batch, as its users would."""
+    if request.every_token:
+        logits = _token_logits(model, request.prompts)
+        return torch.cat(logits).float(), [logits_TC.argmax(1).tolist() for logits_TC in logits]
     if head_of(model.module) is not None or model.encoder:
         logits_NC = _head_logits(model, request.prompts).float()
         return logits_NC, logits_NC.argmax(1, keepdim=True).tolist()
@@ -74,6 +78,14 @@ def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[l
     logits = [module(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
     decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=request.batchable, plain=True)
     return torch.stack(logits), complete(model, request.prompts, decoding)
+
+
+def _token_logits(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """logits_TC of each prompt."""
+    if classifier.has_own_head(model.module):
+        return tagger.batch_logits(model.module, prompts)
+    rows = [TokenSequence((*ids, 0), (0.0, *[1.0] * len(ids)), 0) for ids in prompts]
+    return [forward.head_logits(model, to_microbatch([row], "padded")) for row in rows]
 
 
 def _head_logits(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -130,12 +142,13 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
     if (tokenizer := reloaded.tokenizer) is not None:
         encode = reloaded.encode or partial(token_ids, tokenizer)
         arguments = {} if reloaded.has_arguments else request.template
+        chats = [c for c in request.conversations if "texts" not in c]
         if reloaded.embed is not None:
             facts["encoded"] = vectors.encoded(reloaded, request.conversations)
-        elif reloaded.model.encoder:
-            facts["encoded"] = [list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations]
         else:
-            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in request.conversations])
+            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or [
+                list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations
+            ]
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
     if row.stored is not None:
         facts["weights"] = weights(reloaded.model.module)

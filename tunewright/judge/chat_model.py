@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from tunewright.core.config import Plan
 from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
+from tunewright.data.task.tags import words
 from tunewright.judge.arms.arm import Progress, Writing, silent
-from tunewright.methods import HEAD_ANSWERS
+from tunewright.methods import HEAD_ANSWERS, tag
 from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
 from tunewright.model.heads import vectors
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens import rendering
+from tunewright.tokens import encoder_text, rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TokenSequence, head_sequence, prompt_then_answer
 from tunewright.tokens.template import Template
@@ -65,14 +66,11 @@ class ChatModel:
     @torch.inference_mode()
     def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """What the model's head answers, in passes as in training."""
+        if self.plan.method == "tag":
+            return self._tags(prompts, progress)
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         rows = [head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)]
-        logits_RC = np.zeros((len(rows), len(self.plan.labels)))
-        for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
-            microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
-            logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
-            logits_RC[group] = logits_NC[microbatch.prediction_M]
-            progress(len(group))
+        logits_RC = np.concatenate(self._head_logits(rows, progress))
         if (answer := HEAD_ANSWERS.get(self.plan.method)) is None:
             return _chosen(prompts, self.plan.labels, logits_RC, ids)
         return [
@@ -95,6 +93,26 @@ class ChatModel:
             done |= dict(zip(group, own_SD.float().cpu().numpy(), strict=True))
             progress(len(group))
         return np.stack([done[i] for i in range(len(rows))])
+
+    def _tags(self, prompts: Sequence[Prompt], progress: Progress) -> list[Answer]:
+        rows = [tag.sequence(self.template, p, i) for i, p in enumerate(prompts)]
+        answers = []
+        for prompt, row, logits_MC in zip(prompts, rows, self._head_logits(rows, progress), strict=True):
+            count = len(words(" ".join(encoder_text.texts(prompt))))
+            tags = " ".join(self.plan.labels[n] for n in logits_MC[:count].argmax(1))
+            answers.append(Answer(tags, Written(0, cut=False), prompt.messages, prompt_tokens=len(row.ids) - 1))
+        return answers
+
+    def _head_logits(self, rows: Sequence[TokenSequence], progress: Progress) -> list[NDArray[np.float64]]:
+        """logits_MC of each row's predictions, in passes as in training."""
+        done: dict[int, NDArray[np.float64]] = {}
+        for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
+            microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
+            logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
+            cuts = np.cumsum([rows[i].supervised for i in group])[:-1]
+            done |= zip(group, np.split(logits_NC[microbatch.prediction_M], cuts), strict=True)
+            progress(len(group))
+        return [done[i] for i in range(len(rows))]
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt, end of turn included."""

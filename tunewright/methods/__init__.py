@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import classify, distill, embed, grpo, kto, multilabel, pair_losses, regress, sft
+from tunewright.methods import classify, distill, embed, grpo, kto, multilabel, pair_losses, regress, sft, tag
 from tunewright.methods.method import Method, Progress
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
@@ -23,6 +23,7 @@ METHODS: dict[str, Method] = {
     "regress": regress,
     "multilabel": multilabel,
     "embed": embed,
+    "tag": tag,
     "distill": distill,
     "kto": kto,
     "grpo": grpo,

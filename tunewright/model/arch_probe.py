@@ -41,7 +41,7 @@ def probe(config: Any, adapter: AdapterConfig | None = None, tolerance: float = 
     if is_encoder(config):
         return _of_encoder(config)
     try:
-        module = _small(config)
+        module = small(config)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         why = f"no small model of this architecture could be built ({type(error).__name__})"
         return Capabilities({"shared": why, "packed": why}, draws=False, fused=False)
@@ -86,7 +86,8 @@ def _leak(module: Any, rows: list[list[int]], alone: list[Tensor], shared: bool,
     )
 
 
-def _small(config: Any) -> Any:
+def small(config: Any) -> Any:
+    """A random model of the architecture, with its widths, one layer of each kind, and few words."""
     from transformers import AutoModelForCausalLM
 
     small = type(config).from_dict(config.to_dict())

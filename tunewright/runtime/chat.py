@@ -22,7 +22,7 @@ from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
-from tunewright.tokens.template import Template, fitted, load_template
+from tunewright.tokens.template import Template, fitted, for_method, load_template
 
 MOST_DRAFTS = 2000  # training sequences that guesses are made from
 
@@ -61,7 +61,8 @@ def load_run(run: Run) -> TunedModel:
             fix="restore the base model that the run was trained on, or train again.",
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    template = trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
+    loaded = for_method(load_template(Path(facts.path), config.template, config.date), plan.method)
+    template = trained_with(receipt, loaded)
     sampling = DECODINGS[chosen_decoding(run)]
     return TunedModel(
         model,
@@ -85,7 +86,8 @@ def _drafts(run: Run) -> Drafts | None:
 
 def trained_with(receipt: Receipt, template: Template) -> Template:
     """The template as the training rows were rendered: its arguments depend on whether they have thoughts."""
-    return template if template.sha256 == receipt.hashes["template"] else fitted(template, thoughts=True)
+    same = template.encoder or template.sha256 == receipt.hashes["template"]
+    return template if same else fitted(template, thoughts=True)
 
 
 def answer(

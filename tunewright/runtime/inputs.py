@@ -32,7 +32,7 @@ from tunewright.system.machine import Machine
 from tunewright.tokens import encoder_text, render_cache, rendering, texts
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
-from tunewright.tokens.template import Template, for_rows, load_template
+from tunewright.tokens.template import Template, for_method, for_rows, load_template
 from tunewright.train import planning
 
 
@@ -83,14 +83,15 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     check_model(config, facts.encoder)
     if facts.encoder:
         encoder_text.require_one_instruction(data.examples)
-    template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
+    loaded = for_method(load_template(Path(facts.path), config.template, config.date), config.train.method)
+    template = for_rows(loaded, data.examples)
     if config.train.method in EMBEDDING:
         template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     # What is written to a prompt of rewards follows it.
     most = limit - answer_limit(config, ()) if config.train.method in REWARDED else limit
     prepare = METHODS[config.train.method].prepare
-    renderer = RowRenderer(template, prepare, most, config.data.too_long, unread=int(facts.encoder))
+    renderer = RowRenderer(template, prepare, most, config.data.too_long, unread=int(template.encoder))
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.every(s), run.path / "data") for s in SIDES}
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
@@ -114,7 +115,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         _asks_full_precision(run, facts, hardware),
         config.adapter.start is not None,
         config.train.method in HEADS,
-        facts.encoder,
+        unprompted=_unprompted(facts) if template.encoder else "",
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:
@@ -141,6 +142,13 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         dev=dev,
         test=test,
     )
+
+
+def _unprompted(facts: Facts) -> str:
+    """Why no arm prompts the base."""
+    if facts.encoder:
+        return "an encoder, which sees the whole text and does not write, so no arm prompts it"
+    return "a decoder, which sees of each word its first token and the text before; it is not asked to write tags"
 
 
 def loading_message(config: Config) -> str:

@@ -73,6 +73,28 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return out
 
 
+def with_words(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], list[int]]:
+    """(token ids of a prompt's text, between special tokens; where the first token of each word is). Raises
+    DATA_FORM_UNSUPPORTED for a word without a token of its own, and DATA_SPECIAL_TOKEN_TEXT."""
+    text = " ".join(" ".join(texts(prompt)).split())
+    if len(_cuts(tokenizer).split(text)) > 1:
+        message = "a text spells a special token, and words are read from the text as it is."
+        raise data_error("DATA_SPECIAL_TOKEN_TEXT", message, fix="remove it from the text.")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    (before, behind), spans = _frame(tokenizer, 1), encoded["offset_mapping"]
+    starts, at, place = list[int](), 0, 0
+    for word in text.split():
+        place = text.index(word, place)
+        while at < len(spans) and spans[at][1] <= place:
+            at += 1
+        if at == len(spans) or spans[at][0] >= place + len(word) or at in starts[-1:]:
+            message = f"the model's tokenizer gives the word {word!r} no token of its own."
+            raise data_error("DATA_FORM_UNSUPPORTED", message, fix="remove the word, or choose another model.")
+        starts.append(at)
+        place += len(word)
+    return [*before, *encoded["input_ids"], *behind], [len(before) + start for start in starts]
+
+
 def spells_special(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
     """Whether a text of the prompt spells a special token, which a tokenizer alone reads as that token."""
     return any(len(_cuts(tokenizer).split(text)) > 1 for text in texts(prompt))

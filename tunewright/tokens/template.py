@@ -38,7 +38,8 @@ class Template:
     or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
     a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
     ``prefixes``: of a query and of a document, in rows that are embedded (`texts`).
-    ``encoder``: there is no template: prompts become texts as in `encoder_text`.
+    ``encoder``: there is no template: prompts become texts as in `encoder_text`, as encoders read them; and decoders
+    that tag words.
     """
 
     tokenizer: Any
@@ -53,7 +54,8 @@ class Template:
     @property
     def eos(self) -> int:
         """The token that ends a text."""
-        token = self.tokenizer.sep_token_id if self.encoder else self.tokenizer.eos_token_id
+        of_encoder = self.encoder and self.tokenizer.sep_token_id is not None
+        token = self.tokenizer.sep_token_id if of_encoder else self.tokenizer.eos_token_id
         assert isinstance(token, int)
         return token
 
@@ -149,6 +151,11 @@ def _dated(template: Template, day: datetime.date) -> Template:
     )
     template.tokenizer.chat_template = text
     return replace(template, day=day)
+
+
+def for_method(template: Template, method: str) -> Template:
+    """The template as a training method uses it: words are tagged in their text, without a chat template."""
+    return replace(template, kwargs={}, reason="", encoder=True) if method == "tag" else template
 
 
 def for_rows(template: Template, examples: Sequence[Example]) -> Template:

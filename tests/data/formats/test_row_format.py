@@ -110,7 +110,7 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
 # The others are looked for only where pairs, ratings, or prompts alone, are wanted.
-SINGLE = [f for f in FORMATS if not (f.preference or f.rated or f.rewards or f.embedding)]
+SINGLE = [f for f in FORMATS if not (f.preference or f.rated or f.rewards or f.embedding or f.tags)]
 PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
 RATED_ORDER = ["rated_completion", "rated_chat", "tagged_chat", "tagged_sharegpt", "tagged_instruction"]
 TEXT_PAIRS = ["anchor_positive", "query_positive", "query_document", "query_passage", "query_answer", "question_answer"]
@@ -173,7 +173,14 @@ def without_effect(data: dict[str, Any]) -> set[str]:
 
 
 def test_the_order_of_detection() -> None:
-    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *RATED_ORDER, "messages_prompt", "prompt", *PAIRS_ORDER, *ORDER]
+    assert [f.name for f in FORMATS] == [
+        *PAIRED_ORDER,
+        *RATED_ORDER,
+        *("messages_prompt", "prompt"),
+        *PAIRS_ORDER,
+        *(name for name in ORDER if name != "text"),
+        *("tokens_tags", "tokens_ner_tags", "tokens_labels", "text"),
+    ]
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ORDER, 2)))

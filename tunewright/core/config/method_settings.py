@@ -14,6 +14,7 @@ from tunewright.core.config.schema import (
     REWARDED,
     Config,
     MethodOptions,
+    ProveConfig,
 )
 from tunewright.core.errors import ConfigError
 
@@ -83,6 +84,8 @@ def _check_heads(config: Config, conflict: Conflict) -> None:
         if method != "classify" and getattr(config.data, name) == value:
             message = f"data.{name}={value} is for rows with one label each, and not for train.method={method}."
             raise conflict(f"data.{name}", message, "remove it.")
+    if method == "tag":
+        _check_tags(config, conflict)
     if method == "regress" and config.data.label_names:
         message = "data.label_names names labels; train.method=regress learns numbers."
         raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
@@ -114,6 +117,21 @@ def _check_embedding(config: Config, conflict: Conflict) -> None:
                 message = f"train.method={method} does not read {section}.{name}."
                 fix = "remove it." if method in EMBEDDING else "remove it, or set train.method=embed."
                 raise conflict(f"{section}.{name}", message, fix)
+
+
+def _check_tags(config: Config, conflict: Conflict) -> None:
+    """A text is tagged as it is: without an instruction, a chat template, or arms that prompt a model."""
+    unread = {
+        "template": config.template,
+        "data.instruction": config.data.instruction,
+        "prove.prompts": config.prove.prompts,
+        "prove.documents": config.prove.documents,
+        "prove.embedder": config.prove.embedder,
+        "prove.remote.url": config.prove.remote.url,
+        "prove.few_shot": config.prove.few_shot != ProveConfig().few_shot,
+    }
+    for name in (name for name, value in unread.items() if value):
+        raise conflict(name, f"train.method=tag does not read {name}.", "leave it out.")
 
 
 def _check_rewarded(config: Config, conflict: Conflict) -> None:

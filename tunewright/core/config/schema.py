@@ -258,14 +258,15 @@ class AdapterConfig(Frozen):
 
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
+OtherMethod = Literal["sft", "classify", "multilabel", "regress", "tag", "embed", "kto", "grpo"]
 PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
 RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
-HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
+HEADS = ("classify", "multilabel", "regress", "tag")  # methods whose model answers with a head instead of writing
 EMBEDDING = ("embed",)  # methods whose model gives a text a vector, instead of writing
 ENCODED = (*HEADS, *EMBEDDING)  # methods that can train an encoder
-POOLED = (*HEADS, *EMBEDDING)  # methods that can read one vector for each row of an encoder
+POOLED = (*HEADS[:3], *EMBEDDING)  # methods that can read one vector for each row of an encoder
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
 
 
@@ -326,12 +327,12 @@ class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "classify", "multilabel", "regress", "embed", "kto", "grpo"] | PreferenceMethod = Field(
+    method: OtherMethod | PreferenceMethod = Field(
         "sft",
-        description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
-        "for rows whose answers are labels, sets of labels or numbers; embed trains vectors of texts, for search; "
-        "grpo learns from rewards of what the model writes; kto learns from answers that are desirable or undesirable; "
-        "the others learn from pairs of a chosen and a rejected answer.",
+        description="Training method: sft is supervised fine-tuning; classify, multilabel, regress and tag train a "
+        "head, for rows whose answers are labels, sets of labels, numbers or a tag for each word; embed trains vectors "
+        "of texts, for search; grpo learns from rewards of what the model writes; kto learns from answers that are "
+        "desirable or undesirable; the others learn from pairs of a chosen and a rejected answer.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -564,8 +565,8 @@ class CostConfig(Frozen):
 class ExportConfig(Frozen):
     to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
-        description="Exports to write. Where all weights are trained, and of an encoder, there is no adapter, only a "
-        "merged model.",
+        description="Exports to write. Where all weights are trained, of an encoder, and with train.method=tag there "
+        "is no adapter, only a merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."

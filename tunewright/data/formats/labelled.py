@@ -1,4 +1,5 @@
-"""Formats whose rows have a label: of a text, of a pair of texts, or of a conversation. The label is the answer.
+"""Formats whose rows have a label: of a text, of a pair of texts, of a conversation, or of each word. The label is the
+answer.
 
 Labels may be texts, whole numbers, true/false, or lists of them. Numbers get the names of `data.label_names`; several
 labels are written in one answer, separated by commas, in one order whatever that of the row: the order of
@@ -15,7 +16,7 @@ from tunewright.core.words import first_repeated
 from tunewright.data.formats import conversation, tools
 from tunewright.data.formats.chats import with_system
 from tunewright.data.formats.fields import required, text
-from tunewright.data.formats.row_format import Build, Data, RowFormat, RowSettings
+from tunewright.data.formats.row_format import Build, Data, RowFormat, RowSettings, in_string
 from tunewright.data.messages import Chat, Json, Message
 from tunewright.data.sources import Row
 
@@ -27,6 +28,7 @@ PAIRS = (
     ("question1", "question2"),
     ("question", "sentence"),
 )
+TAGS = ("tags", "ner_tags", "labels")
 NO_LABEL = "none"  # the answer for an empty list of labels
 NUMBER = re.compile(r"-?[0-9]{1,9}(\.0+)?")
 WORDS = {"false": 0, "true": 1}
@@ -137,6 +139,41 @@ def _ends_with_user(data: Data) -> bool:
     return isinstance(last, dict) and last.get("role") == "user"
 
 
+def _of_words(field: str) -> Build:
+    """One tag for each word; neither contains white space, so that both can be written as one line."""
+
+    def build(row: Row, how: RowSettings) -> Chat:
+        given = {name: in_string(row.data[name]) for name in ("tokens", field)}
+        for name, value in given.items():
+            if not isinstance(value, list) or not value:
+                message = f"{name!r} is {str(value)[:40]!r}; the words of a text and their tags are lists."
+                raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix="write both as lists.")
+        texts = [text(value, f"tokens[{i}]", row.where) for i, value in enumerate(given["tokens"])]
+        tags = [_tag(value, f"{field}[{i}]", how, row.where) for i, value in enumerate(given[field])]
+        if len(texts) != len(tags):
+            message = f"the row has {len(texts)} tokens and {len(tags)} {field}."
+            raise data_error("DATA_LABEL", message, where=row.where, fix="give each token one tag.")
+        if spaced := next((t for t in (*texts, *tags) if len(t.split()) != 1), None):
+            message = f"{spaced!r} contains white space, which separates words and tags."
+            raise data_error("DATA_LABEL", message, where=row.where, fix="split or join it.")
+        messages = [Message("user", " ".join(texts)), Message("assistant", " ".join(tags))]
+        return conversation.chat(messages, how, row.where)
+
+    return build
+
+
+def _tag(value: Json, name: str, how: RowSettings, where: str) -> str:
+    given = label(value, name, how, where)
+    names = how.label_names
+    if isinstance(value, int | float) and not names:
+        fix = "set data.label_names to the names of the tags, in order."
+        raise data_error("DATA_LABEL", f"{name!r} is the number {value}, and tags have names.", where=where, fix=fix)
+    if names and given not in names:
+        message = f"{name!r} is {given!r}, which is not in data.label_names."
+        raise data_error("DATA_LABEL", message, where=where, fix="correct the tag, or add the name.")
+    return given
+
+
 # Before the formats of chats, which fit these rows too.
 LABELLED_CHAT = RowFormat(
     "labelled_chat", ("messages", "label"), _of_messages, lists=("messages",), condition=_ends_with_user
@@ -146,4 +183,5 @@ FORMATS = (
     RowFormat("label", ("text", "label"), _of("text", "label")),
     RowFormat("labels", ("text", "labels"), _of("text", "labels")),
     RowFormat("sentence", ("sentence", "label"), _of("sentence", "label")),
+    *(RowFormat(f"tokens_{name}", ("tokens", name), _of_words(name), tags=True) for name in TAGS),
 )

@@ -31,7 +31,8 @@ class RowSettings:
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
     ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``rewards``: whether
-    they have a prompt and no answer; ``embedding``: whether they are a query and documents; ``numbers``: whether labels
+    they have a prompt and no answer; ``embedding``: whether they are a query and documents; ``tags``: whether they have
+    words, each with a tag; ``numbers``: whether labels
     are numbers. ``control``: what becomes of control
     characters and lone surrogates in JSON that a field contains as a string."""
 
@@ -47,6 +48,7 @@ class RowSettings:
     numbers: bool = False
     rewards: bool = False
     embedding: bool = False
+    tags: bool = False
     control: Control = "error"
 
 
@@ -76,7 +78,8 @@ class RowFormat:
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
     ``preference``: whether rows have a chosen and a rejected answer; ``rated``: whether they have a rating;
-    ``rewards``: whether they have no answer; ``embedding``: whether they are a query and documents.
+    ``rewards``: whether they have no answer; ``embedding``: whether they are a query and documents; ``tags``: whether
+    each word has a tag.
     """
 
     name: str
@@ -90,6 +93,7 @@ class RowFormat:
     rated: bool = False
     rewards: bool = False
     embedding: bool = False
+    tags: bool = False
 
     def fits(self, data: Data) -> bool:
         given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
@@ -141,7 +145,8 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and _is_wanted(f, how))]
     if how.format != "auto" and _kind(candidates[0]) != _kind(how):
         fix = (
-            "leave data.format at auto, or choose another train.method (grpo is for prompts, embed for pairs of texts)."
+            "leave data.format at auto, or choose another train.method (grpo is for prompts, embed for pairs of texts, "
+            "tag for words with tags)."
         )
         message = f"data.format={how.format} is not for rows of this training method."
         raise data_error("DATA_FORMAT_MISMATCH", message, where="data.format", fix=fix)
@@ -150,7 +155,7 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
     wanted = unsupported.Wanted(how.preference or how.rated or any(_kind(how)), how.rated or how.embedding)
-    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, wanted)
+    refused = {} if how.as_asked or how.tags else unsupported.problems(rows, how.columns, reader, wanted)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -185,9 +190,9 @@ def _is_wanted(row_format: RowFormat, how: RowSettings) -> bool:
     return (row_format.preference, *_kind(row_format)) == wanted and not row_format.rated
 
 
-def _kind(of: RowFormat | RowSettings) -> tuple[bool, bool]:
+def _kind(of: RowFormat | RowSettings) -> tuple[bool, bool, bool]:
     """What only rows of one training method are."""
-    return of.rewards, of.embedding
+    return of.rewards, of.embedding, of.tags
 
 
 def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
@@ -302,6 +307,8 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
         what, names = "no format of rated answers", "prompt: your_field, completion: other_field, label: third_field"
     elif all(f.preference for f in formats):
         what, names = "no preference format", "chosen: your_field, rejected: other_field"
+    if all(f.tags for f in formats):
+        what, names = "no format of words with tags", "tokens: your_field, tags: other_field"
     if all(f.rewards for f in formats):
         what, names = "no format of prompts", "prompt: your_field"
     if all(f.embedding for f in formats):

@@ -62,13 +62,17 @@ def _problem(row: Row, columns: Columns, reader: Reader, wanted: Wanted) -> Prob
     if set(row.data) & {"text", "tokens"} and not set(row.data) & {*ANSWERS, "label", "labels", "prompt"}:
         for name in (n for n in ANNOTATIONS if isinstance(row.data.get(n), list) and row.data[n]):
             return _unsupported(row, "annotations of a text", name, _annotated(row, name, columns, reader))
+    if isinstance(row.data.get("tokens"), list) and isinstance(row.data.get("tags"), list):
+        return _unsupported(row, "a tag for each word", "tags", "train.method=tag learns them.", BY_THIS)
     if not wanted.ratings and rating(row.data.get("label")) is not None and _has_answer(row):
         return _unsupported(row, RATED, "label", _rated(row, "label", reader), BY_THIS)
     return None
 
 
 def _annotated(row: Row, name: str, columns: Columns, reader: Reader) -> str:
-    """The settings that train on the annotations, as JSON."""
+    """The settings that train on the annotations: as tags of words, or as JSON."""
+    if name == "ner_tags" and isinstance(row.data.get("tokens"), list):
+        return "train.method=tag learns them."
     wanted = {**columns, "prompt": "text", "completion": name}
     if not reader(row, wanted):
         return _ignoring(row, reader)

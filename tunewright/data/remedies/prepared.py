@@ -72,6 +72,7 @@ def row_settings(config: Config) -> RowSettings:
         preference=config.train.method in PREFERENCE,
         rated=config.train.method in RATED,
         numbers=config.train.method == "regress",
+        tags=config.train.method == "tag",
         rewards=config.train.method in REWARDED,
         embedding=config.train.method in EMBEDDING,
         control=data.control,

@@ -1,7 +1,8 @@
 """The task of the rows: to give a label, structured values, tool calls or free-form answers, to find documents, to earn
 rewards, or to continue documents.
 
-`KINDS` has those that rows show, in the order of detection; a training method reads rows as NUMBER or LABEL_SET.
+`KINDS` has those that rows show, in the order of detection; a training method reads rows as NUMBER, LABEL_SET,
+ENTITIES or TAGS.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from tunewright.data.task.number import NUMBER
 from tunewright.data.task.retrieval import RETRIEVAL
 from tunewright.data.task.rewards import REWARDS
 from tunewright.data.task.structured import JSON, XML, YAML
+from tunewright.data.task.tags import ENTITIES, TAGS
 from tunewright.data.task.tool_calls import TOOL_CALLS
 
 __all__ = [
+    "ENTITIES",
     "GENERATION",
     "JSON",
     "KINDS",
@@ -28,6 +31,7 @@ __all__ = [
     "NUMBER",
     "RETRIEVAL",
     "REWARDS",
+    "TAGS",
     "TEXT",
     "TOOL_CALLS",
     "Task",

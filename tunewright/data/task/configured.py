@@ -22,6 +22,7 @@ from tunewright.data.task.kind import Task
 from tunewright.data.task.number import NUMBER
 from tunewright.data.task.retrieval import RETRIEVAL
 from tunewright.data.task.rewards import REWARDS, item_of
+from tunewright.data.task.tags import ENTITIES, misplaced, words
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
 
 
@@ -94,12 +95,16 @@ class Violation:
 
 def violations(task: Task, examples: Sequence[Example]) -> list[Violation]:
     """Reference answers that violate the user's schema, or call tools in a way that their row does not allow."""
+    if task.kind is ENTITIES:
+        wrong = {i: text for i, e in enumerate(examples) if (text := misplaced(words(e.target)))}
+        what = counted(len(wrong), "row has a tag that continues", "rows have tags that continue")
+        return _violation("TAGS_ORDER", f"{what} a span that has not begun, so one is begun there; the first:", wrong)
     if task.kind is TOOL_CALLS:
         return [*_calls(examples), *_tools(examples), *_undeclared(examples)]
     not_json = _not_json(task, examples)
     if task.schema is None or task.schema.source == INFERRED or task.kind.value is None:
         return not_json
-    wrong: dict[int, str] = {}
+    wrong = {}
     slow = 0
     for i, e in enumerate(examples):
         try:

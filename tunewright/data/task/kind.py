@@ -31,8 +31,9 @@ SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 class Task:
     """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
     label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy.
-    ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels.
-    ``grader`` and ``check``: of answers to rows that have none. ``corpus``: the documents that queries search."""
+    ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels or
+    tags of words. ``grader`` and ``check``: of answers to rows that have none. ``corpus``: the documents that queries
+    search."""
 
     kind: TaskKind
     metric: Metric
@@ -76,7 +77,7 @@ class Task:
         values: dict[str, float] = {}
         for name in self.kind.summary if scores else ():
             if name == self.kind.corpus.name:
-                values[name] = self.kind.corpus.of(scores, self.labels)
+                values[name] = self.kind.corpus.of(scores, self.labels or self.label_set)
             elif name == "spearman":
                 values |= self._rank_correlation(scores)
             elif isinstance(scores[0].answer.output, Written | Ranked):
@@ -119,11 +120,17 @@ def _recall(score: Score) -> float:
     return found / every
 
 
+def _equal_words(target: str, answer: str) -> float:
+    wanted = target.split()
+    return sum(a == b for a, b in zip(wanted, answer.split(), strict=False)) / len(wanted)
+
+
 # None where an answer does not have it: no schema, or no likelihoods from an endpoint.
 _READING: dict[str, Callable[[Score], float | None]] = {
     **dict.fromkeys(("valid_json", "valid_yaml", "valid_xml", "valid_csv", "valid_calls"), _valid),
     "schema_valid": lambda s: _written(s)[1].schema_valid,
     "exact_match": lambda s: _written(s)[1].exact_match,
+    "token_accuracy": lambda s: _equal_words(s.target, s.answer.text),
     "strict_match": lambda s: _written(s)[1].strict_match,
     "recall": _recall,
     "mrr": lambda s: s.readings and s.readings.reciprocal_rank,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tunewright.data.baselines import Predict, PredictProbs, Probs
+from tunewright.data.baselines import Predict, PredictProbs
 from tunewright.data.messages import Chat, Example, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Written
 from tunewright.judge.arms.arm import Model, Progress
-from tunewright.judge.arms.bm25 import Nearest
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,3 @@ class Predictor:
             answers.append(Answer(text, Written(0, cut=False), chat.prompt.messages, prompt_tokens=0))
             progress(1)
         return answers
-
-
-def votes(near: Nearest, labels: Sequence[str], chats: Sequence[Chat]) -> list[Probs]:
-    """The fraction of the most similar training rows that have each label."""
-    counted = [Counter(shot.target for shot in near.shots(chat)) for chat in chats]
-    return [{label: counts[label] / max(1, counts.total()) for label in labels} for counts in counted]
-
-
-def of_similar(near: Nearest, baseline: Callable[[Sequence[Chat]], Predict], chats: Sequence[Chat]) -> list[str]:
-    """What a baseline that looks only at answers predicts from the most similar training rows."""
-    return [baseline(near.shots(chat) or near.rows)([chat])[0] for chat in chats]

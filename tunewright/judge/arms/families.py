@@ -4,7 +4,6 @@ answers test. No torch.
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,13 @@ from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
 from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import REWARDS, Task, label_set
+from tunewright.data.task import ENTITIES, REWARDS, TAGS, Task, label_set
 from tunewright.data.text import content_hash
-from tunewright.judge.arms import bm25, searching
+from tunewright.judge.arms import bm25, searching, voting
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
-from tunewright.judge.arms.classifier import Classifier, Predictor, of_similar, votes
+from tunewright.judge.arms.classifier import Classifier, Predictor
 from tunewright.judge.arms.headed import Headed
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
@@ -37,8 +36,8 @@ Families = dict[str, list[Arm]]
 class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts.
     ``full_precision``: whether the base that is not quantised answers, too; ``started``: whether the adapter does that
-    training continued from; ``head``: whether the tuned model answers with its head; ``encoder``: whether it cannot
-    write, so that no arm prompts it."""
+    training continued from; ``head``: whether the tuned model answers with its head; ``unprompted``: why no arm
+    prompts the base, as a sentence about the tuned one; "" if arms do."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
@@ -46,7 +45,7 @@ class ArmInputs:
     full_precision: bool = False
     started: bool = False
     head: bool = False
-    encoder: bool = False
+    unprompted: str = ""
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
@@ -60,8 +59,8 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     train, full = sources.train, config.evidence != "plain"
     # Examples in a prompt are single turns with an answer; longer conversations, and prompts alone, are none.
     shots = config.few_shot if any(map(bm25.single_turn, train)) and task.kind is not REWARDS else []
-    if sources.encoder:
-        return _of_encoder(task, sources, config, max_new_tokens)
+    if sources.unprompted:
+        return _unprompted(task, sources, config, max_new_tokens)
     shared = _shared_instruction(train)
     families = {
         "zero_shot": _zero_shot(task, train, shared, config),
@@ -84,35 +83,19 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     return _with_head(families) if sources.head else families
 
 
-def _of_encoder(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
-    """What can be compared with an encoder, which does not write: baselines, votes of similar rows, and an endpoint."""
+def _unprompted(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
+    """What can be compared with a model that does not write: baselines, votes of similar rows, and an endpoint."""
     full = config.evidence != "plain"
+    own = {"tuned": [tuned(task, description=f"the trained weights; {sources.unprompted}")]}
+    if task.kind in (ENTITIES, TAGS):
+        return _with_head({**voting.of_words(sources.train, full), **own})
     families = {
-        "nearest": _voted(task, sources, config.few_shot) if full else [],
+        "nearest": voting.nearest(task, sources.train, config.few_shot, sources.indexer) if full else [],
         **_classifiers(task, sources.train, full),
         **_remote(task, config, max_new_tokens),
     }
     kept = {family: variants for family, variants in families.items() if variants}
-    return _with_head({**kept, "tuned": [tuned(task)]})
-
-
-def _voted(task: Task, sources: ArmInputs, shots: Sequence[int]) -> list[Arm]:
-    """The answer of most of the similar rows, or the median of their numbers."""
-    if not shots or not any(map(bm25.single_turn, sources.train)):
-        return []
-    near = bm25.nearest(sources.train, max(shots), sources.indexer)
-    what = "the median of" if task.numbers else "the most frequent answer of"
-    arms = []
-    for k in shots:
-        few = replace(near, count=k)
-        if task.labels:
-            voting: Responder = Classifier(functools.partial(votes, few, task.labels), task.labels)
-        else:
-            voting = Predictor(
-                functools.partial(of_similar, few, baselines.median if task.numbers else baselines.most_frequent)
-            )
-        arms.append(Arm("nearest", f"{what} the {k} most similar training rows", voting, f"k{k}"))
-    return arms
+    return _with_head({**kept, **own})
 
 
 def _remote(task: Task, config: ProveConfig, max_new_tokens: int) -> Families:

@@ -20,7 +20,6 @@ from tunewright.tokens.prefix_tree import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.utils import ModelOutput
 
 
 def hidden(module: PreTrainedModel, microbatch: Microbatch, device: torch.device) -> Tensor:
@@ -37,10 +36,11 @@ def pooled(module: PreTrainedModel, microbatch: Microbatch, device: torch.device
 
 
 def class_logits(module: PreTrainedModel, microbatch: Microbatch, device: torch.device) -> Tensor:
-    """logits_BC of each sequence, by a class of transformers that has a head of its own."""
-    output, _ = called(module, microbatch, device)
-    logits_BC: Tensor = output.logits
-    return logits_BC
+    """logits_NC by a class of transformers that has a head of its own: of each sequence, or at the predicted tokens."""
+    logits, _ = encoded(module, microbatch, device)
+    if logits.ndim == 2:
+        return logits
+    return logits[placed(microbatch.row_N, device), placed(microbatch.at_N, device)]
 
 
 def pool(hidden_BTD: Tensor, seen_BT: Tensor, pooling: Pooling) -> Tensor:
@@ -56,13 +56,8 @@ def pool(hidden_BTD: Tensor, seen_BT: Tensor, pooling: Pooling) -> Tensor:
 
 
 def encoded(module: PreTrainedModel, microbatch: Microbatch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(hidden_BTD of every token, seen_BT: whether it is one of the row and no padding)."""
-    output, seen_BT = called(module, microbatch, device)
-    return output.last_hidden_state, seen_BT
-
-
-def called(module: PreTrainedModel, microbatch: Microbatch, device: torch.device) -> tuple[ModelOutput, Tensor]:
-    """transformers' own output for rows in the layout "padded", and seen_BT."""
+    """(what the module computes first, hidden_BTD of an encoder alone; seen_BT: which tokens are of the row and no
+    padding), for rows in the layout "padded"."""
     assert not microbatch.segments, "an encoder's rows are padded"
     rows, longest = microbatch.ids_BT.shape
     length_B = np.zeros(rows, np.int64)
@@ -73,7 +68,8 @@ def called(module: PreTrainedModel, microbatch: Microbatch, device: torch.device
     given = {"attention_mask": placed(seen_BT.astype(np.int64), device)}
     if getattr(config, "type_vocab_size", 0) > 1:
         given["token_type_ids"] = placed(token_types(ids_BT, length_B), device)
-    return module(placed(ids_BT, device), **given), placed(seen_BT, device)
+    first: Tensor = module(placed(ids_BT, device), **given)[0]
+    return first, placed(seen_BT, device)
 
 
 def token_types(ids_BT: Ints, length_B: Ints) -> Ints:
