@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from build import LORA, QUICK, WORDS, byte_tokenizer, cli, exact_norms, plan_of, tiny_lm, training_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -111,6 +111,7 @@ def loss_and_gradient(model: LanguageModel, rows: list[TrainRow], asked: Plan) -
 # -- the loss
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2), st.sampled_from([0.05, 0.2, 1.0]), st.integers(0, 99))
 def test_the_loss_is_that_of_sentence_transformers(rows: int, negatives: int, temperature: float, seed: int) -> None:
     """Value and gradient, of different texts: every document of the step is a candidate for every query."""
@@ -129,7 +130,7 @@ def test_the_loss_is_that_of_sentence_transformers(rows: int, negatives: int, te
         torch.nn.functional.normalize(raw, dim=-1).flatten(0, 1), contrast, temperature
     )
     (actual,) = torch.autograd.grad(loss_R.mean(), raw)
-    assert float(loss_R.mean()) == pytest.approx(float(expected), abs=1e-10)
+    assert float(loss_R.mean().detach()) == pytest.approx(float(expected.detach()), abs=1e-10)
     assert torch.allclose(actual, wanted, rtol=0, atol=1e-10)
     assert len(right_R) == rows
 
@@ -221,7 +222,7 @@ def trained(folder: Path, rows: list[TrainRow], stop: int | None = None) -> tupl
         if line.step == stop:
             raise Killed
 
-    asked = plan(steps=6, checkpoint_every=1, tokens_per_pass=60, batch_size=3, lr=5e-3)
+    asked = plan(steps=4, checkpoint_every=1, tokens_per_pass=90, batch_size=3, lr=5e-3)
     loop.train(loop.with_precomputed(training_of(model.module, asked, rows[:5], rows[5:], run)), stopping)
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run.metrics)]
     return [p.detach().clone() for p in adapters.trainable(model.module).values()], lines
@@ -231,12 +232,11 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path)
     rows = prepared(tmp_path / "data")
     weights, lines = trained(tmp_path / "straight", rows)
     assert lines[-1]["metrics"]["accuracy"] >= 0.5
-    for at in (1, 4):
-        with pytest.raises(Killed):
-            trained(tmp_path / f"killed-{at}", rows, at)
-        again, lines_again = trained(tmp_path / f"killed-{at}", rows)
-        assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
-        assert lines_again == lines
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", rows, 3)
+    again, lines_again = trained(tmp_path / "killed", rows)
+    assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+    assert lines_again == lines
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("llama", None), ("bert", "mean"), ("bert", "cls")])
@@ -312,6 +312,7 @@ def test_a_document_is_on_one_side_with_all_that_is_nearly_it() -> None:
     assert near_duplicates.joined(other, one).cluster == (0, 0, 0, 3)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(1, 12), st.integers(0, 999))
 def test_measures_are_those_of_sentence_transformers(documents: int, most: int, seed: int) -> None:
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
