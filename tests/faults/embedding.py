@@ -19,8 +19,8 @@ from tunewright.core.config import EmbedConfig, Plan
 from tunewright.data import dataset, near_duplicates
 from tunewright.data.messages import Chat, Message
 from tunewright.export import vectors as exported
-from tunewright.judge.arms.searching import families
 from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.search.arms import families
 from tunewright.methods import contrastive, embed
 from tunewright.model import adapters
 from tunewright.model.decoding.generate import Decoding

@@ -29,8 +29,8 @@ from tunewright.data.messages import Chat, Message
 from tunewright.data.scores import Ranked
 from tunewright.data.sources import Row
 from tunewright.data.task.corpus import corpus_of
-from tunewright.judge.arms.searching import fused
 from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.search.arms import fused
 from tunewright.methods import contrastive, embed
 from tunewright.model import adapters, language_model
 from tunewright.model.decoding.generate import Decoding
@@ -339,8 +339,8 @@ def test_measures_are_those_of_sentence_transformers(documents: int, most: int, 
     hits = [{"corpus_id": str(n), "score": -float(rank)} for rank, n in enumerate(order)]
     expected = theirs.compute_metrics([hits])
     assert value == pytest.approx(expected["ndcg@k"][10])
-    assert readings.found is not None
-    assert readings.found[0] / readings.found[1] == pytest.approx(expected["recall@k"][10])
+    assert readings.hits is not None
+    assert readings.hits[0] / readings.hits[1] == pytest.approx(expected["recall@k"][10])
     assert readings.reciprocal_rank == pytest.approx(expected["mrr@k"][100])
 
 
@@ -402,7 +402,7 @@ def test_a_run_searches_and_is_compared_with_bm25_and_its_base(run: api.Result) 
     protocol = json.loads((run.path / "protocol.json").read_text())
     assert protocol["corpus"]
     scores = [json.loads(x) for x in (run.path / "scores" / "tuned.jsonl").read_text().splitlines()]
-    assert all(len(row["ranked"]) > 70 and row["found"][1] >= 1 for row in scores)
+    assert all(len(row["ranked"]) > 70 and row["hits"][1] >= 1 for row in scores)
     assert "vectors of texts" in json.loads((run.path / "forgetting.json").read_text())["reason"]
     report = (run.path / "report.html").read_text()
     assert "the same documents to search" in report
@@ -484,7 +484,7 @@ def test_commands_for_models_that_write_are_refused(run: api.Result, words: tupl
     [
         (["export.to=[gguf]"], "CONFIG_CONFLICT", "gguf"),
         (["export.to=[merged, serve]"], "CONFIG_CONFLICT", "serve"),
-        (["adapter.dropout=0.1"], "CONFIG_CONFLICT", "adapter.dropout"),
+        (["adapter.dropout=0.1"], "CONFIG_CONFLICT", "must be the same"),
         (["train.beta=0.3"], "CONFIG_CONFLICT", "train.beta"),
         (["train.pooling=mean"], "CONFIG_CONFLICT", "train.pooling"),
         (["prove.prompts=[x]"], "CONFIG_CONFLICT", "prove.prompts"),
@@ -509,7 +509,7 @@ def test_what_vectors_cannot_do_is_refused_with_its_reason(
 
 def test_preview_shows_what_is_read(tmp_path: Path, model_folder: Any) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
-    settings = ["train.method=embed", "embed.query_prefix=find: ", "embed.document_prefix='of '"]
+    settings = ["train.method=embed", "embed.query_prefix='find: '", "embed.document_prefix='of '"]
     done = cli("preview", "pairs.jsonl", "--model", str(model_folder("llama")), *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "find: lot 0" in done.stdout

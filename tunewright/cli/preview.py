@@ -22,7 +22,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import EMBEDDING, HEADS, PREFERENCE, RATED
+    from tunewright.core.config import EMBEDDING, HEADS, RATED
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -54,10 +54,7 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    pair = config.train.method in PREFERENCE
-    names = ["chosen", "rejected"] if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
-    if config.train.method in EMBEDDING:
-        names = ["query", "document", *(f"negative {n}" for n in range(1, len(sequences) - 1))]
+    names = _names(config.train.method, len(sequences))
     if config.train.method in RATED:
         names = ["desirable" if kto.is_desirable(r) else "undesirable" for r in prepared_rows]
     for name, sequence in zip(names, sequences, strict=True):
@@ -71,6 +68,15 @@ def preview(
         elif config.train.method in HEADS:  # the head answers in place of the last token
             pieces[-1] = (example.target, 1.0)
         typer.echo("".join(_shown(pieces)))
+
+
+def _names(method: str, count: int) -> list[str]:
+    """Of the sequences of a row."""
+    from tunewright.core.config import EMBEDDING, PREFERENCE
+
+    if method in EMBEDDING:
+        return ["query", "document", *(f"negative {n}" for n in range(1, count - 1))]
+    return ["chosen", "rejected"] if method in PREFERENCE else [f"sequence {n + 1} of {count}" for n in range(count)]
 
 
 def tagged(pieces: Sequence[tuple[str, float]], tags: Sequence[str]) -> list[tuple[str, float]]:

@@ -61,7 +61,7 @@ class Readings:
     else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
     answer, which do not depend on what was written. ``error``: distance from the target, of numbers, in standard
     deviations of the training answers. ``reward``: of an answer without a reference, and ``check``: by the grader that
-    is never trained on; ``ungraded``: why it has no reward, and counts as 0. ``found``: of a ranking, how many relevant
+    is never trained on; ``ungraded``: why it has no reward, and counts as 0. ``hits``: of a ranking, how many relevant
     documents are among the first ten, and how many there are; ``reciprocal_rank``: of the first relevant one."""
 
     exact_match: float | None = None
@@ -75,7 +75,7 @@ class Readings:
     reward: float | None = None
     check: float | None = None
     ungraded: str | None = None
-    found: tuple[int, int] | None = None
+    hits: tuple[int, int] | None = None
     reciprocal_rank: float | None = None
 
 
@@ -133,7 +133,7 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     assert readings is not None
     if isinstance(output, Ranked):
         ranking = {"ranked": list(output.documents), "reciprocal_rank": readings.reciprocal_rank}
-        return {"prompt_tokens": answer.prompt_tokens, "found": list(readings.found or ()), **ranking}
+        return {"prompt_tokens": answer.prompt_tokens, "hits": list(readings.hits or ()), **ranking}
     counts = readings.fields
     return {
         "prompt_tokens": answer.prompt_tokens,
@@ -161,8 +161,8 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
     if "probs" in line:
         return LabelProbs(line["probs"]), None
     if "ranked" in line:
-        found, every = line["found"]
-        return Ranked(tuple(line["ranked"])), Readings(found=(found, every), reciprocal_rank=line["reciprocal_rank"])
+        first, every = line["hits"]
+        return Ranked(tuple(line["ranked"])), Readings(hits=(first, every), reciprocal_rank=line["reciprocal_rank"])
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]

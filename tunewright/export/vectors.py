@@ -7,7 +7,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewright.core.errors import MissingExtra
 from tunewright.core.run_folder import read_json, write_json
@@ -72,7 +72,7 @@ def tokenizer(template: Template, most: int) -> PreTrainedTokenizerBase:
     """The run's tokenizer, which ends every text as in training, and pads on the right."""
     from tokenizers import processors
 
-    made: Any = copy.deepcopy(template.tokenizer)
+    made: PreTrainedTokenizerBase = copy.deepcopy(template.tokenizer)
     made.chat_template, made.padding_side, made.model_max_length = None, "right", most
     if made.pad_token is None:
         made.pad_token = made.eos_token
@@ -81,7 +81,7 @@ def tokenizer(template: Template, most: int) -> PreTrainedTokenizerBase:
         adds = processors.TemplateProcessing(single=f"$A {token}", pair=f"$A $B {token}", special_tokens=[(token, end)])
         own = core.post_processor
         core.post_processor = adds if own is None else processors.Sequence([own, adds])
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def is_embedder(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm, Model, Progress
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import decoded_together, score_arm, score_writers
-from tunewright.judge.stored_vectors import StoredVectors
+from tunewright.judge.search.stored_vectors import StoredVectors
 from tunewright.model.decoding.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs

@@ -13,7 +13,7 @@ from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
 from tunewright.judge.arms.arm import Model
 from tunewright.judge.evaluate import score_arm
-from tunewright.judge.stored_vectors import StoredVectors
+from tunewright.judge.search.stored_vectors import StoredVectors
 from tunewright.model import kl, loading
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import weights

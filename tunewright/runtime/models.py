@@ -138,4 +138,5 @@ class Models:
 
 def _kernels(module: nn.Module, plan: Plan) -> Kernels:
     """The plan's, unless the adapter is one that they do not support."""
-    return plan.kernels if fused_llama.applies(module) else "transformers"
+    asked = plan.kernels
+    return asked if asked == "transformers" or fused_llama.applies(module) else "transformers"

@@ -56,10 +56,10 @@ class Reference(NamedTuple):
     bytes: int
 
 
-class Found(NamedTuple):
-    """Of the documents that are relevant to a query, how many are ranked among the first ten; JSON: [found, all]."""
+class Hits(NamedTuple):
+    """Of the documents that are relevant to a query, how many are ranked among the first ten; JSON: [first, all]."""
 
-    found: int
+    first: int
     all: int
 
 
@@ -109,8 +109,8 @@ class Answered(Line):
     ranked: tuple[int, ...] | None = Field(
         None, description="Documents of the corpus by their places in it, the best first, at most 100; search only."
     )
-    found: Found | None = Field(
-        None, description="[found, all]: relevant documents among the first ten, and in the corpus; search only."
+    hits: Hits | None = Field(
+        None, description="[first, all]: relevant documents among the first ten, and in the corpus; search only."
     )
     reciprocal_rank: float | None = Field(
         None, description="1 over the rank of the first relevant document; 0 if it is not in the ranking; search only."

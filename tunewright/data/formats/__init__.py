@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.data.formats import chats, labelled, preferences, prompted, ratings, row_format, text_pairs, unanswered
+from tunewright.data.formats import chats, labelled, preferences, prompted, ratings, row_format, unanswered
 from tunewright.data.formats.row_format import Parsed, RowSettings
 from tunewright.data.sources import Row
 
@@ -14,7 +14,7 @@ FORMATS = (
     *preferences.FORMATS,
     *ratings.FORMATS,
     *unanswered.PROMPTS,
-    *text_pairs.FORMATS,
+    *unanswered.TEXT_PAIRS,
     labelled.LABELLED_CHAT,
     *chats.FORMATS,
     *prompted.FORMATS,

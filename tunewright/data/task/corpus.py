@@ -38,7 +38,7 @@ class Corpus:
         ideal = sum(1 / log2(1 + rank) for rank in range(1, min(FIRST, len(relevant)) + 1))
         gain = sum(1 / log2(1 + rank) for rank in first)
         reciprocal = 1 / ranks[0] if ranks else 0.0
-        return gain / ideal, Readings(found=(len(first), len(relevant)), reciprocal_rank=reciprocal)
+        return gain / ideal, Readings(hits=(len(first), len(relevant)), reciprocal_rank=reciprocal)
 
 
 def corpus_of(rows: Sequence[Example], near_duplicate: float) -> Corpus:

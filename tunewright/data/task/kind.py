@@ -115,9 +115,9 @@ def _valid(score: Score) -> bool:
 
 def _recall(score: Score) -> float:
     assert score.readings is not None
-    assert score.readings.found is not None
-    found, every = score.readings.found
-    return found / every
+    assert score.readings.hits is not None
+    first, every = score.readings.hits
+    return first / every
 
 
 def _equal_words(target: str, answer: str) -> float:

@@ -15,7 +15,7 @@ from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
 from tunewright.data.task import ENTITIES, REWARDS, TAGS, Task, label_set
 from tunewright.data.text import content_hash
-from tunewright.judge.arms import bm25, searching, voting
+from tunewright.judge.arms import bm25, voting
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
@@ -26,6 +26,7 @@ from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
 from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.arms.prompts import OWN_PROMPT, PASSAGES, Recipe
 from tunewright.judge.arms.reader import Reader
+from tunewright.judge.search import arms as searching
 
 SAMPLES = 4  # of the arm that chooses among samples by their reward
 LONG_PROMPT = 200  # characters from which an instruction is worth leaving out
