@@ -21,6 +21,7 @@ from tunewright.data.messages import Chat, Message
 from tunewright.export import vectors as exported
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.search.arms import families
+from tunewright.judge.search.encoding import encode
 from tunewright.methods import contrastive, embed
 from tunewright.model import adapters
 from tunewright.model.decoding.generate import Decoding
@@ -145,7 +146,7 @@ def a_query_has_its_prefix_everywhere() -> None:
     answering = ChatModel(lm, TEMPLATE, Decoding(1, ()), plan())
     with torch.no_grad():
         wanted = alone(lm, rows()[0].sequences[0].ids[:-1]).numpy()
-    assert np.allclose(answering.embed(["what burns"], "query")[0], wanted, atol=1e-6)
+    assert np.allclose(encode(answering, ["what burns"], "query")[0], wanted, atol=1e-6)
     with tempfile.TemporaryDirectory() as folder:
         adapters.merge(lm.module)
         source: Any = type("Source", (), {"plan": plan(), "template": TEMPLATE})
@@ -157,7 +158,7 @@ def a_query_has_its_prefix_everywhere() -> None:
 
 def searched_without_it(patch: Patch) -> None:
     patch.setattr(
-        "tunewright.judge.chat_model.text_ids",
+        "tunewright.judge.search.encoding.text_ids",
         lambda t, text, kind, most: texts_.text_ids(replace(t, prefixes=("", "")), text, kind, most),
     )
 

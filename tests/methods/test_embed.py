@@ -31,6 +31,7 @@ from tunewright.data.sources import Row
 from tunewright.data.task.corpus import corpus_of
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.search.arms import fused
+from tunewright.judge.search.encoding import encode
 from tunewright.methods import contrastive, embed
 from tunewright.model import adapters, language_model
 from tunewright.model.decoding.generate import Decoding
@@ -245,11 +246,11 @@ def test_a_text_has_the_same_vector_alone_and_among_others(kind: str, pooling: A
     for layout in ("padded",) if kind == "bert" else ("shared", "packed", "padded"):
         asked = plan(layout=layout, tokens_per_pass=120, pooling=pooling)
         answering = ChatModel(model, TEMPLATE, Decoding(1, ()), asked)
-        together = answering.embed(texts, "query")
-        alone = np.concatenate([answering.embed([text], "query") for text in texts])
+        together = encode(answering, texts, "query")
+        alone = np.concatenate([encode(answering, [text], "query") for text in texts])
         assert np.allclose(together, alone, rtol=0, atol=1e-6)
         assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
-        assert not np.allclose(together, answering.embed(texts, "document"), atol=1e-3), "the query's prefix"
+        assert not np.allclose(together, encode(answering, texts, "document"), atol=1e-3), "the query's prefix"
 
 
 def test_a_long_text_is_cut_before_its_end() -> None:
@@ -431,8 +432,8 @@ print(json.dumps([texts, model.encode_query(texts).tolist(), model.encode_docume
     assert done.returncode == 0, done.stderr
     texts, queries, documents = json.loads(done.stdout.splitlines()[-1])
     ours = vectors_of(run)
-    assert np.allclose(queries, ours.embed(texts, "query"), rtol=0, atol=1e-5)
-    assert np.allclose(documents, ours.embed(texts, "document"), rtol=0, atol=1e-5)
+    assert np.allclose(queries, encode(ours, texts, "query"), rtol=0, atol=1e-5)
+    assert np.allclose(documents, encode(ours, texts, "document"), rtol=0, atol=1e-5)
     assert not np.allclose(queries, documents, atol=1e-3)
 
 

@@ -24,6 +24,7 @@ from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.search.encoding import encode
 from tunewright.model import adapters, loading
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.facts import Facts
@@ -188,8 +189,8 @@ def _expected(
     )
     hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
     if source.plan.embed:
-        embedding = ChatModel(model, source.template, Decoding(1, ()), source.plan)
-        computed = vectors.answers(lambda t, kind: torch.from_numpy(embedding.embed(t, kind)), request.conversations)
+        chat = ChatModel(model, source.template, Decoding(1, ()), source.plan)
+        computed = vectors.answers(lambda t, kind: torch.from_numpy(encode(chat, t, kind)), request.conversations)
     else:
         computed = reload_check.answers(model, request)
     answers = Answers(*computed, [list(ids) for _, ids in given], hashes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +20,11 @@ from tunewright.judge.arms.arm import Progress, Writing, silent
 from tunewright.methods import HEAD_ANSWERS, tag
 from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
-from tunewright.model.heads import vectors
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import encoder_text, rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TokenSequence, head_sequence, prompt_then_answer
 from tunewright.tokens.template import Template
-from tunewright.tokens.texts import text_ids
 
 
 @dataclass(frozen=True)
@@ -77,22 +74,6 @@ class ChatModel:
             Answer(answer(self.plan, logits_C), Written(0, cut=False), prompt.messages, prompt_tokens=len(own))
             for prompt, logits_C, own in zip(prompts, logits_RC.tolist(), ids, strict=True)
         ]
-
-    @torch.inference_mode()
-    def embed(
-        self, texts: Sequence[str], kind: Literal["query", "document"], progress: Progress = silent
-    ) -> NDArray[np.float32]:
-        """vector_ND of texts, each of length 1, in passes as in training; longer texts than there are cut."""
-        plan, how = self.plan, vectors.pooling(self.plan)
-        ids = [text_ids(self.template, text, kind, plan.max_length) for text in texts]
-        rows = [vectors.pooled(head_sequence(own, own[-1], i), how) for i, own in enumerate(ids)]
-        done: dict[int, NDArray[np.float32]] = {}
-        for group in split_into_passes(singles([r.ids for r in rows]), plan.tokens_per_pass, plan.layout):
-            microbatch = to_microbatch([rows[i] for i in group], plan.layout)
-            own_SD = vectors.of_texts(self.model, microbatch, how)
-            done |= dict(zip(group, own_SD.float().cpu().numpy(), strict=True))
-            progress(len(group))
-        return np.stack([done[i] for i in range(len(rows))])
 
     def _tags(self, prompts: Sequence[Prompt], progress: Progress) -> list[Answer]:
         rows = [tag.sequence(self.template, p, i) for i, p in enumerate(prompts)]

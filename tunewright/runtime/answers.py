@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,7 @@ from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm, Model, Progress
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import decoded_together, score_arm, score_writers
+from tunewright.judge.search.encoding import encode
 from tunewright.judge.search.stored_vectors import StoredVectors
 from tunewright.model.decoding.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
@@ -112,7 +114,7 @@ class Answers:
             return [score_arm(arm, examples, self.data.task, None, tick) for arm in arms]
         with self.chat_model(answering) as model:
             if self.data.task.corpus is not None:
-                searched = cast(Model, StoredVectors(model.embed, self._vectors_file(answering)))
+                searched = cast(Model, StoredVectors(partial(encode, model), self._vectors_file(answering)))
                 return [score_arm(arm, examples, self.data.task, searched, tick) for arm in arms]
             if decoded_together(arms[0]):
                 return score_writers(arms, examples, self.data.task, model, tick)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.data.messages import Example, Message, Prompt
@@ -43,12 +40,6 @@ class Model(Protocol):
 
     def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """What the model's head answers: the most probable label, or a number."""
-        ...
-
-    def embed(
-        self, texts: Sequence[str], kind: Literal["query", "document"], progress: Progress = silent
-    ) -> NDArray[np.float32]:
-        """vector_ND of texts, each of length 1."""
         ...
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:

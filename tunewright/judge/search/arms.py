@@ -16,7 +16,8 @@ from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer, Ranked
 from tunewright.data.task.corpus import KEPT, Corpus
 from tunewright.judge.arms import bm25
-from tunewright.judge.arms.arm import Arm, Model, Progress
+from tunewright.judge.arms.arm import Arm, Progress
+from tunewright.judge.search.stored_vectors import StoredVectors
 
 RRF = 60  # of reciprocal-rank fusion: the constant of its paper (Cormack, Clarke & Büttcher 2009, SIGIR)
 
@@ -60,12 +61,12 @@ class Searching:
     def prompt(self, example: Example) -> Prompt:
         return example.prompt
 
-    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], model: object, progress: Progress) -> list[Answer]:
         """Each answer is the text of the first document, with the first 100 as its output."""
         queries = [example.question for example in examples]
         rankings = by_words(self.corpus, queries) if self.words else []
         if self.vectors:
-            assert model is not None
+            assert isinstance(model, StoredVectors)
             documents = model.embed(self.corpus.documents, "document")
             near = by_cosine(model.embed(queries, "query"), documents)
             rankings = list(map(fused, rankings, near)) if self.words else near

@@ -14,20 +14,19 @@ from numpy.typing import NDArray
 
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import write_atomic
-from tunewright.judge.arms.arm import Progress, silent
 
 Kind = Literal["query", "document"]
 
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """The part of `Model` that searching arms use. ``encode``: texts -> vector_ND; ``file``: for the vectors of the
-    corpus, named by all that they depend on; None to keep none."""
+    """What searching arms use of a model. ``encode``: texts -> vector_ND; ``file``: for the vectors of the corpus,
+    named by all that they depend on; None to keep none."""
 
     encode: Callable[[Sequence[str], Kind], NDArray[np.float32]]
     file: Path | None = None
 
-    def embed(self, texts: Sequence[str], kind: Kind, progress: Progress = silent) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
         """vector_ND of texts, each of length 1. All documents that are asked for are the corpus."""
         if self.file is None or kind == "query":
             return self.encode(texts, kind)
