@@ -11,6 +11,7 @@ import typer
 
 from tunewright.cli.runs import Json, Model, Settings, Source, config_of, out
 from tunewright.core.words import counted
+from tunewright.tokens import texts
 from tunewright.tokens.template import for_method, for_rows, load_template
 
 
@@ -28,7 +29,6 @@ def preview(
     from tunewright.data.remedies import prepared
     from tunewright.methods import METHODS, kto
     from tunewright.model import loading, model_files
-    from tunewright.tokens import texts
     from tunewright.tokens.sequences import flat
 
     config = config_of(source, settings, model)
