@@ -105,11 +105,12 @@ def saved(folder: Path, kind: str = "bert", pooling: str | None = None, **more: 
 
 
 def labelled(file: Path, count: int = 60) -> Path:
-    """Rows whose label is decided by their first word."""
-    rows = [
-        {"text": f"{WORDS[i % 10]} by {WORDS[(i * 7 + i // 10) % 10]} {i}", "label": "warm" if i % 10 < 4 else "cold"}
-        for i in range(count)
-    ]
+    """Rows whose label is decided by a word that they repeat."""
+    rows = []
+    for i in range(count):
+        kind, label = ("zzz", "warm") if i % 10 < 4 else ("qqq", "cold")
+        words = f"{kind} {WORDS[i % 10]} {kind} {WORDS[(i * 7 + i // 10) % 10]} {kind} {i}"
+        rows.append({"text": words, "label": label})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
