@@ -158,9 +158,8 @@ def test_a_copy_of_a_row_changes_no_row_s_loss(tmp_path: Path) -> None:
     copied, _ = loss_and_gradient(model, [*rows[:4], rows[3], rows[3]], plan())
     with torch.no_grad():
         (part,) = embed.microbatches(model, rows, [0, 1, 2, 3], plan(), 0)
-        names = contrastive.Contrast.__dataclass_fields__
-        signal = contrastive.Contrast(**{name: part.signal[name] for name in names})
-        each = contrastive.losses(vectors.of_texts(model, part, "last"), signal, 0.2)[0]
+        contrast = contrastive.Contrast.of_signal(part.signal)
+        each = contrastive.losses(vectors.of_texts(model, part, "last"), contrast, 0.2)[0]
     assert apart == pytest.approx(float(each.mean()), abs=1e-12)
     assert copied == pytest.approx(float(each.sum() + 2 * each[3]) / 6, abs=1e-12)
 

@@ -34,6 +34,14 @@ class Contrast:
     def signal(self) -> Signal:
         return vars(self)
 
+    @staticmethod
+    def of_signal(signal: Signal) -> Contrast:
+        """The inverse of `signal`."""
+        anchor_R, candidate_C, positive_R = (
+            np.asarray(signal[name], np.int64) for name in ("anchor_R", "candidate_C", "positive_R")
+        )
+        return Contrast(anchor_R, candidate_C, positive_R, np.asarray(signal["allowed_RC"], np.bool_))
+
     def renumbered(self, place_S: Ints) -> Contrast:
         """The same with each text at another place."""
         return Contrast(place_S[self.anchor_R], place_S[self.candidate_C], self.positive_R, self.allowed_RC)

@@ -118,8 +118,7 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
     signal = microbatch.signal
     if "derivative_SD" not in signal:
-        contrast = Contrast(**{name: signal[name] for name in Contrast.__dataclass_fields__})
-        loss_R, right_R = losses(vector_SD, contrast, plan.embed.temperature)
+        loss_R, right_R = losses(vector_SD, Contrast.of_signal(signal), plan.embed.temperature)
         return Loss(loss_R.sum(), {"accuracy": right_R.sum()})
     first_SD, derivative_SD, loss_1, right_1 = (
         forward.on_device(model, signal[name]) for name in ("vector_SD", "derivative_SD", "loss_1", "right_1")

@@ -133,7 +133,7 @@ _READING: dict[str, Callable[[Score], float | None]] = {
     "token_accuracy": lambda s: _equal_words(s.target, s.answer.text),
     "strict_match": lambda s: _written(s)[1].strict_match,
     "recall": _recall,
-    "mrr": lambda s: s.readings and s.readings.reciprocal_rank,
+    "mrr": lambda s: s.readings.reciprocal_rank if s.readings else None,
     "reward_check": lambda s: _written(s)[1].check,
     "ungraded": lambda s: float(_written(s)[1].ungraded is not None),
     "cut_answers": lambda s: _written(s)[0].cut,
