@@ -26,7 +26,7 @@ from tunewright.core.run_folder import Run, read_lines
 from tunewright.data import formats, near_duplicates
 from tunewright.data.formats import RowSettings
 from tunewright.data.messages import Chat, Message
-from tunewright.data.scores import Ranked
+from tunewright.data.scores import Retrieved
 from tunewright.data.sources import Row
 from tunewright.data.task.corpus import corpus_of
 from tunewright.judge.chat_model import ChatModel
@@ -322,7 +322,7 @@ def test_measures_are_those_of_sentence_transformers(documents: int, most: int, 
     relevant = sorted(draw.choice(documents, min(most, documents), replace=False).tolist())
     corpus = corpus_of([*(pair("q", texts[n]) for n in relevant), *(pair("other", text) for text in texts)], 1.0)
     order = draw.permutation(documents).tolist()
-    value, readings = corpus.measured(pair("Q", "?"), Ranked(tuple(order)))
+    value, readings = corpus.measured(pair("Q", "?"), Retrieved(tuple(order)))
     names = {
         "precision_recall_at_k": [10],
         "mrr_at_k": [100],
@@ -402,7 +402,7 @@ def test_a_run_searches_and_is_compared_with_bm25_and_its_base(run: api.Result) 
     protocol = json.loads((run.path / "protocol.json").read_text())
     assert protocol["corpus"]
     scores = [json.loads(x) for x in (run.path / "scores" / "tuned.jsonl").read_text().splitlines()]
-    assert all(len(row["ranked"]) > 70 and row["hits"][1] >= 1 for row in scores)
+    assert all(len(row["retrieved"]) > 70 and row["hits"][1] >= 1 for row in scores)
     assert "vectors of texts" in json.loads((run.path / "forgetting.json").read_text())["reason"]
     report = (run.path / "report.html").read_text()
     assert "the same documents to search" in report

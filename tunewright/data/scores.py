@@ -36,7 +36,7 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Retrieved:
     """The documents of a corpus that were ranked first for a query, by their places in it."""
 
     documents: tuple[int, ...]
@@ -48,7 +48,7 @@ class Answer:
     ``reference``: how likely the reference answer is after the prompt, if that was computed."""
 
     text: str
-    output: Written | LabelProbs | Likelihood | Ranked
+    output: Written | LabelProbs | Likelihood | Retrieved
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
     reference: Likelihood | None = None
@@ -131,8 +131,8 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     if isinstance(output, LabelProbs):
         return {"prompt_tokens": answer.prompt_tokens, "probs": output.probs}
     assert readings is not None
-    if isinstance(output, Ranked):
-        ranking = {"ranked": list(output.documents), "reciprocal_rank": readings.reciprocal_rank}
+    if isinstance(output, Retrieved):
+        ranking = {"retrieved": list(output.documents), "reciprocal_rank": readings.reciprocal_rank}
         return {"prompt_tokens": answer.prompt_tokens, "hits": list(readings.hits or ()), **ranking}
     counts = readings.fields
     return {
@@ -155,14 +155,16 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     }
 
 
-def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood | Ranked, Readings | None]:
+def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood | Retrieved, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
     if "probs" in line:
         return LabelProbs(line["probs"]), None
-    if "ranked" in line:
+    if "retrieved" in line:
         first, every = line["hits"]
-        return Ranked(tuple(line["ranked"])), Readings(hits=(first, every), reciprocal_rank=line["reciprocal_rank"])
+        return Retrieved(tuple(line["retrieved"])), Readings(
+            hits=(first, every), reciprocal_rank=line["reciprocal_rank"]
+        )
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]

@@ -106,7 +106,7 @@ class Answered(Line):
     reward: float | None = Field(None, description="By reward.grader, 0 to 1; rows without answers only.")
     check: float | None = Field(None, description="By reward.check, 0 to 1; rows without answers only.")
     ungraded: str | None = Field(None, description="Why the grader gave no reward; the score is then 0.")
-    ranked: tuple[int, ...] | None = Field(
+    retrieved: tuple[int, ...] | None = Field(
         None, description="Documents of the corpus by their places in it, the best first, at most 100; search only."
     )
     hits: Hits | None = Field(

@@ -11,7 +11,7 @@ from math import log2
 
 from tunewright.data import near_duplicates
 from tunewright.data.messages import Chat, Example
-from tunewright.data.scores import Ranked, Readings
+from tunewright.data.scores import Retrieved, Readings
 from tunewright.data.text import normalised
 
 FIRST = 10  # documents of a ranking that count: of nDCG@10 and recall@10
@@ -30,10 +30,10 @@ class Corpus:
     def sha256(self) -> str:
         return hashlib.sha256(repr(self.documents).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def measured(self, example: Example, ranked: Ranked) -> tuple[float, Readings]:
+    def measured(self, example: Example, retrieved: Retrieved) -> tuple[float, Readings]:
         """(nDCG@10 of a ranking with relevant documents that are all equally so, its other measures)."""
         relevant = self.relevant[normalised(example.question)]
-        ranks = [rank for rank, n in enumerate(ranked.documents, 1) if n in relevant]
+        ranks = [rank for rank, n in enumerate(retrieved.documents, 1) if n in relevant]
         first = [rank for rank in ranks if rank <= FIRST]
         ideal = sum(1 / log2(1 + rank) for rank in range(1, min(FIRST, len(relevant)) + 1))
         gain = sum(1 / log2(1 + rank) for rank in first)

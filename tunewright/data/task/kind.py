@@ -18,7 +18,7 @@ from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.numbers import Numbers
-from tunewright.data.scores import Answer, LabelProbs, Likelihood, Ranked, Readings, Score, Written
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Retrieved, Readings, Score, Written
 from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
 from tunewright.data.structure.schema import Schema
 from tunewright.data.task.corpus import Corpus
@@ -55,7 +55,7 @@ class Task:
             target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
         elif isinstance(output, LabelProbs):
             value = float(answer.text == target)
-        elif isinstance(output, Ranked):
+        elif isinstance(output, Retrieved):
             assert self.corpus is not None
             value, readings = self.corpus.measured(example, output)
         else:
@@ -80,7 +80,7 @@ class Task:
                 values[name] = self.kind.corpus.of(scores, self.labels or self.label_set)
             elif name == "spearman":
                 values |= self._rank_correlation(scores)
-            elif isinstance(scores[0].answer.output, Written | Ranked):
+            elif isinstance(scores[0].answer.output, Written | Retrieved):
                 read = [value for s in scores if (value := _READING[name](s)) is not None]
                 if len(read) == len(scores):
                     values[name] = float(np.mean(read))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.data.messages import Example, Prompt
-from tunewright.data.scores import Answer, Ranked
+from tunewright.data.scores import Answer, Retrieved
 from tunewright.data.task.corpus import KEPT, Corpus
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm, Progress
@@ -72,7 +72,7 @@ class Searching:
             rankings = list(map(fused, rankings, near)) if self.words else near
         progress(len(examples))
         return [
-            Answer(self.corpus.documents[r[0]], Ranked(tuple(r[:KEPT])), example.prompt.messages, prompt_tokens=0)
+            Answer(self.corpus.documents[r[0]], Retrieved(tuple(r[:KEPT])), example.prompt.messages, prompt_tokens=0)
             for example, r in zip(examples, rankings, strict=True)
         ]
 
