@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses tools entities sentiment support jargon preferences rewards docs; do
+for e in addresses tools entities sentiment support jargon preferences rewards docs embeddings; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 
@@ -73,6 +73,12 @@ INTRODUCTIONS = {
         "250 generated prompts for JSON objects with two or three given keys, and no answers. The reward is a quarter for a "
         "JSON object and the rest for the right keys; `reward.check`, which is never trained on, also wants a value "
         "for each key, all of them different. GRPO (`dr_grpo`), 8 prompts with 8 samples a step.",
+    ),
+    "embeddings": (
+        "Search with vectors",
+        "Questions about hackers' slang, and the definitions of the Jargon File that answer them (public domain), of which "
+        "each question has to find its own. The encoder all-MiniLM-L6-v2 is trained with the contrastive loss and "
+        "compared with BM25, with itself before training, and with both of them fused.",
     ),
     "docs": (
         "Domain language from raw pages",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -34,16 +35,21 @@ def shortened(blocks: list[str]) -> str:
     return kept
 
 
-rows = []
-for entry in re.split(r"\n(?=\S)", dictionary("dict-jargon", "jargon")):
-    term, _, rest = entry.partition("\n")
-    grammar, _, body = rest.partition("\n")
-    if term.startswith("00-database") or not re.match(r" \S", grammar):
-        continue
-    answer = shortened(paragraphs(body))
-    if len(answer) >= SHORTEST and not REFERENCE.match(answer):
-        rows.append({"prompt": f'What does "{term.strip()}" mean in hacker jargon?', "completion": answer})
-out = Path(__file__).parent / "data" / "jargon.jsonl"
-out.parent.mkdir(exist_ok=True)
-out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-print(out, len(rows), "rows")
+def entries() -> Iterator[tuple[str, str]]:
+    """The question and the answer of every entry that explains something."""
+    for entry in re.split(r"\n(?=\S)", dictionary("dict-jargon", "jargon")):
+        term, _, rest = entry.partition("\n")
+        grammar, _, body = rest.partition("\n")
+        if term.startswith("00-database") or not re.match(r" \S", grammar):
+            continue
+        answer = shortened(paragraphs(body))
+        if len(answer) >= SHORTEST and not REFERENCE.match(answer):
+            yield f'What does "{term.strip()}" mean in hacker jargon?', answer
+
+
+if __name__ == "__main__":
+    rows = [{"prompt": question, "completion": answer} for question, answer in entries()]
+    out = Path(__file__).parent / "data" / "jargon.jsonl"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(out, len(rows), "rows")

@@ -11,6 +11,7 @@ import typer
 
 from tunewright.cli.runs import Json, Model, Settings, Source, config_of, out
 from tunewright.core.words import counted
+from tunewright.tokens import texts
 from tunewright.tokens.template import for_method, for_rows, load_template
 
 
@@ -22,7 +23,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import HEADS, PAIRED, RANKERS, RATED
+    from tunewright.core.config import EMBEDDING, HEADS, RANKERS, RATED
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -43,6 +44,8 @@ def preview(
     model_files.check(folder)
     loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
     template = for_rows(loaded, parsed.examples)
+    if config.train.method in EMBEDDING:
+        template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
     prepared_rows = METHODS[config.train.method].prepare(template, example, row - 1, limit)
@@ -51,19 +54,29 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    pair = config.train.method in PAIRED
-    names = ["chosen", "rejected"] if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
+    names = _names(config.train.method, len(sequences))
     if config.train.method in RATED:
         names = ["desirable" if kto.is_desirable(r) else "undesirable" for r in prepared_rows]
     for name, sequence in zip(names, sequences, strict=True):
-        tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
-        typer.secho(f"{example.where}, {name}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
+        if config.train.method in EMBEDDING:  # nothing reads the place behind a text
+            pieces = [(text, 0.0) for text, _ in pieces[:-1]]
+        targets = "" if config.train.method in EMBEDDING else f", {sequence.supervised} targets"
+        typer.secho(f"{example.where}, {name}: {len(pieces)} tokens{targets}", bold=True)
         if config.train.method == "tag":
             pieces = tagged(pieces, example.target.split())
         elif config.train.method in HEADS:  # the head answers in place of the last token
             pieces[-1] = ("score" if config.train.method in RANKERS else example.target, 1.0)
         typer.echo("".join(_shown(pieces)))
+
+
+def _names(method: str, count: int) -> list[str]:
+    """Of the sequences of a row."""
+    from tunewright.core.config import EMBEDDING, PREFERENCE
+
+    if method in EMBEDDING:
+        return ["query", "document", *(f"negative {n}" for n in range(1, count - 1))]
+    return ["chosen", "rejected"] if method in PREFERENCE else [f"sequence {n + 1} of {count}" for n in range(count)]
 
 
 def tagged(pieces: Sequence[tuple[str, float]], tags: Sequence[str]) -> list[tuple[str, float]]:

@@ -11,6 +11,7 @@ import typer
 
 from tunewright.cli.runs import out, require_variable
 from tunewright.core import records, run_folder
+from tunewright.core.config import Plan
 from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import EXPORTS, ConsumerCheck, ExportCheck
@@ -40,6 +41,7 @@ class Target:
 
 def verify(run: Run, target: Target, as_json: bool, quiet: bool) -> None:
     run_folder.require(run, run.export, "export")
+    runners.require_writer(records.read(run.plan, Plan))
     exports = records.read(run.export, EXPORTS)
     served = _named(target.export, exports) if target.export else None
     require_variable(target.key, "--api-key-env")

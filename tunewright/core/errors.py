@@ -132,6 +132,7 @@ CODES: dict[str, str] = {
     "TOKENIZER_NO_EOS": "the tokenizer has no end-of-sequence token",
     "TRAIN_MEMORY": "the machine does not have enough memory for the plan",
     "TRAIN_NOT_FINITE": "the loss or a gradient became NaN or infinite",
+    "TRAIN_PASSES_DIFFER": "a text has another vector when it is computed again, so a step must be one pass",
     "TRAIN_WORKER": "the training process ended unexpectedly",
 }
 

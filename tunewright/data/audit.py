@@ -74,7 +74,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
     references = [i for i, e in enumerate(examples) if is_reference(e)]
     task = detect_task([examples[i] for i in references])
     questions = [normalised(e.question) for e in examples]
-    prompts = [repetitions.question(e) for e in examples]
+    prompts = [repetitions.question(e, task.kind.canonical) for e in examples]
     targets = [repetitions.claim(e, task.kind.canonical) for e in examples]
     exact = _groups([repetitions.key(e, task.kind.canonical) for e in examples])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
@@ -169,8 +169,9 @@ def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
 def _ceiling(references: Sequence[Example], task: Task) -> float:
     """Two desirable answers to one prompt do not contradict each other, but only one of them can be given."""
     rated = any(isinstance(e, Chat) and e.desirable for e in references)
-    prompts = [normalised(e.whole_prompt) if rated else repetitions.question(e) for e in references]
-    return ceiling(prompts, [normalised(task.kind.canonical(e)) for e in references])  # as metrics compare answers
+    canonical = task.kind.canonical
+    prompts = [normalised(e.whole_prompt) if rated else repetitions.question(e, canonical) for e in references]
+    return ceiling(prompts, [normalised(canonical(e)) for e in references])  # as metrics compare answers
 
 
 def _ratings(examples: Sequence[Example]) -> list[Finding]:

@@ -98,6 +98,11 @@ def _decided_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     return np.array([[s.score != 0.5, 1.0] for s in scores], float)
 
 
+def _hit_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    """Relevant documents among the first ten, and all of them."""
+    return np.array([s.readings.hits for s in scores if s.readings is not None], float)
+
+
 def _ngram_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     from sacrebleu.metrics.chrf import CHRF
 
@@ -140,4 +145,5 @@ LABEL_MICRO_F1 = CorpusMetric("label_micro_f1", _field_sums, _micro_f1)
 RMSE = CorpusMetric("rmse", _squared_errors, _root_mean)
 MEAN_REWARD = CorpusMetric("mean_reward", _reward_sums, lambda sums: _ratio(sums[..., 0], sums[..., 1]))
 DECIDED = CorpusMetric("decided", _decided_sums, lambda sums: _ratio(sums[..., 0], sums[..., 1]))
+POOLED_RECALL = CorpusMetric("pooled_recall", _hit_sums, lambda sums: _ratio(sums[..., 0], sums[..., 1]))
 CORPUS_BITS = CorpusMetric("corpus_bits_per_byte", _likelihood_sums, _bits_per_byte)

@@ -142,8 +142,9 @@ class Chat:
     """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
     ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one;
     ``margin``: by how much the chosen one is better, if a row says so; ``desirable``: the rating of the last message;
-    None if it has none. ``item``: the fields of a row without an answer,
-    which graders read; its last message is then empty."""
+    None if it has none. ``item``: the fields of a row without an answer, which graders read; its last message is then
+    empty. ``negatives``: of a query and the document that answers it, as user and assistant: documents that do not;
+    None if the row is a chat."""
 
     messages: tuple[Message, ...]
     where: str
@@ -152,6 +153,7 @@ class Chat:
     desirable: bool | None = None
     item: dict[str, Json] | None = None
     margin: float | None = None
+    negatives: tuple[str, ...] | None = None
 
     def before(self, k: int) -> Prompt:
         """Everything before message ``k``."""
@@ -184,7 +186,7 @@ class Chat:
         """Everything in the row's messages, the system message and the thoughts included."""
         messages = (*self.messages, *([self.rejected] if self.rejected else []))
         parts = ((m.reasoning, m.content, *(c.text for c in m.tool_calls)) for m in messages)
-        return "\n".join(part for group in parts for part in group if part)
+        return "\n".join([*(part for group in parts for part in group if part), *(self.negatives or ())])
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ Kind = Literal[
     "label_set",
     "rewards",
     "ranking",
+    "retrieval",
     "entities",
     "tags",
 ]
@@ -175,6 +176,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("reward", "mean reward", ("rewards",), spread=0.4, score=_reward),
         Metric("pair_accuracy", "pairs ranked correctly", ("ranking",), disagreement=0.3),
+        Metric("ndcg", "nDCG@10 (mean over queries)", ("retrieval",), spread=0.4),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -185,6 +187,9 @@ METRICS: dict[str, Metric] = {
         Metric("schema_valid", "valid by the schema"),
         Metric("reward_check", "mean of reward.check"),
         Metric("ungraded", "answers without a reward"),
+        Metric("recall", "recall@10 (mean over queries)"),
+        Metric("mrr", "mean reciprocal rank"),
+        Metric("pooled_recall", "recall@10 (all queries together)"),
         Metric("mean_reward", "mean reward (corpus)"),
         Metric("decided", "pairs whose answers have different scores"),
         Metric("refused_answers", "answers refused by the endpoint"),

@@ -61,6 +61,22 @@ def cluster(texts: Sequence[str], threshold: float) -> Clusters:
     return Clusters(tuple(root(i) for i in range(len(texts))), tuple(fraction[first[text]] for text in texts))
 
 
+def joined(one: Clusters, other: Clusters) -> Clusters:
+    """Clusters of rows that have two texts: rows are together if one of their texts is. Boilerplate is the first's."""
+    cluster = list(range(len(one.cluster)))
+
+    def root(i: int) -> int:
+        while cluster[i] != i:
+            i = cluster[i]
+        return i
+
+    for first in (one.cluster, other.cluster):
+        for i, j in enumerate(first):
+            a, b = sorted((root(i), root(j)))
+            cluster[b] = a
+    return Clusters(tuple(map(root, range(len(cluster)))), one.boilerplate)
+
+
 def shingles(text: str) -> Bag:
     """The distinct character 5-grams of a text, as sorted 64-bit hashes (tens of times smaller than the strings)."""
     codes = np.frombuffer(text.ljust(SIZE, "\0").encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)

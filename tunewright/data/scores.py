@@ -51,12 +51,19 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Retrieved:
+    """The documents of a corpus that were ranked first for a query, by their places in it."""
+
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt.
     ``reference``: how likely the reference answer is after the prompt, if that was computed."""
 
     text: str
-    output: Written | LabelProbs | Likelihood | Ranked
+    output: Written | LabelProbs | Likelihood | Ranked | Retrieved
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
     reference: Likelihood | None = None
@@ -69,7 +76,8 @@ class Readings:
     else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
     answer, which do not depend on what was written. ``error``: distance from the target, of numbers, in standard
     deviations of the training answers. ``reward``: of an answer without a reference, and ``check``: by the grader that
-    is never trained on; ``ungraded``: why it has no reward, and counts as 0."""
+    is never trained on; ``ungraded``: why it has no reward, and counts as 0. ``hits``: of a ranking, how many relevant
+    documents are among the first ten, and how many there are; ``reciprocal_rank``: of the first relevant one."""
 
     exact_match: float | None = None
     strict_match: float | None = None
@@ -82,6 +90,8 @@ class Readings:
     reward: float | None = None
     check: float | None = None
     ungraded: str | None = None
+    hits: tuple[int, int] | None = None
+    reciprocal_rank: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,9 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     if isinstance(output, Ranked):
         return {"ranked": [output.chosen, output.rejected]}
     assert readings is not None
+    if isinstance(output, Retrieved):
+        ranking = {"retrieved": list(output.documents), "reciprocal_rank": readings.reciprocal_rank}
+        return {"prompt_tokens": answer.prompt_tokens, "hits": list(readings.hits or ()), **ranking}
     counts = readings.fields
     return {
         "prompt_tokens": answer.prompt_tokens,
@@ -160,13 +173,20 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     }
 
 
-def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood | Ranked, Readings | None]:
+def _output_from_json(
+    line: dict[str, Any],
+) -> tuple[Written | LabelProbs | Likelihood | Ranked | Retrieved, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
     if "probs" in line:
         return LabelProbs(line["probs"]), None
     if "ranked" in line:
         return Ranked(*line["ranked"]), None
+    if "retrieved" in line:
+        first, every = line["hits"]
+        return Retrieved(tuple(line["retrieved"])), Readings(
+            hits=(first, every), reciprocal_rank=line["reciprocal_rank"]
+        )
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.data.messages import Example
+from tunewright.data.messages import Chat, Example
 from tunewright.data.text import content_hash, normalised
 
 # Salted: rows that were already split by a plain content hash would all fall on one side.
@@ -56,6 +56,13 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
     return Split(**{side: tuple(sorted(rows)) for side, rows in sides.items()})
 
 
+def same_question(example: Example, other: Example) -> str:
+    """What two rows have in common, in words."""
+    same = normalised(example.question) == normalised(other.question)
+    pair = isinstance(example, Chat) and example.negatives is not None
+    return "the same question" if same else "nearly the same question" + (" or document" if pair else "")
+
+
 def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequence[int]) -> None:
     """Raises SPLIT_LEAK with every row that has (nearly) the same question as a row of another side.
 
@@ -67,8 +74,7 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
     for i, example in enumerate(examples):
         j = first.setdefault(cluster[i], i)
         if sides[i] != sides[j]:
-            same = normalised(example.question) == normalised(examples[j].question)
-            question = "the same question" if same else "nearly the same question"
+            question = same_question(example, examples[j])
             problems.append(
                 Problem(
                     "SPLIT_LEAK",

@@ -64,9 +64,10 @@ def _loading(
         repo,
         receipt.model.packed == "nf4",
         plan.labels,
+        plan.embed is not None,
     )
     code = tagger.snippet(place.folder) if plan.method == "tag" else []
-    if receipt.model.encoder and not code:
+    if receipt.model.encoder and not code and not plan.embed:
         code = encoder_folder.snippet(place.folder, in_modules, plan)
     return {
         "library": "sentence-transformers" if in_modules else row.library,

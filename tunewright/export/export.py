@@ -19,12 +19,16 @@ from tunewright.core.config import Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, replacing
-from tunewright.export import EXPORTS, bundles, classifier, reload_check, unchanged
+from tunewright.export import EXPORTS, bundles, classifier, reload_check, unchanged, vectors
 from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
 from tunewright.export.reload_check import CheckPrompt
+from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.search.encoding import encode
 from tunewright.model import adapters, loading
+from tunewright.model.decoding.generate import Decoding
 from tunewright.model.facts import Facts
+from tunewright.model.heads import vectors as heads
 from tunewright.model.language_model import LanguageModel
 from tunewright.train import checkpoints
 
@@ -63,6 +67,8 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
     model = loading.load(facts.path, dtype, packed=facts.packed)
     adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
+    if plan.embed:
+        heads.freeze_output_head(model.module)
     checkpoints.load_trained(run, model.module, chosen_scale(run))
     model = replace(model, pooling=plan.pooling)
     model.module.requires_grad_(False)
@@ -104,6 +110,8 @@ def export(
             adapters.merge(model.module)
             if source.plan.labels:
                 model = classifier.exported(model, source.plan, source.template)
+            if source.plan.embed:
+                model = vectors.without_head(model)
             merged = True
         checks[row.kind] = _write(row, model, expected, finish, origin)
         unchanged.remember(source.run, checks[row.kind])
@@ -115,7 +123,8 @@ def require_supported(source: TrainedRun) -> None:
     exports = wanted(source)
     bundles.require_supported(source, {row.kind for row in exports})
     for row in exports:
-        no_head = "it has no place for a head" if source.plan.labels and not row.has_head else None
+        what = "a head" if source.plan.labels else "how vectors are made of texts"
+        no_head = f"it has no place for {what}" if source.plan.silent and not row.has_head else None
         if (reason := no_head or row.unsupported(source)) is not None:
             raise ConfigError(
                 "CONFIG_CONFLICT",
@@ -126,10 +135,11 @@ def require_supported(source: TrainedRun) -> None:
 
 
 def wanted(source: TrainedRun) -> list[Export]:
-    """The exports of a run; where all weights are trained, of an encoder, and with tags, those with merged weights, at
-    least the plain one."""
+    """The exports of a run; where all weights are trained, of an encoder, with tags, and of a model that gives vectors,
+    those with merged weights, at least the plain one."""
     chosen = [row for row in EXPORTS.values() if row.kind in source.config.export.to]
-    if source.plan.adapter.kind == "none" or source.facts.encoder or source.plan.method == "tag":
+    plan = source.plan
+    if plan.adapter.kind == "none" or source.facts.encoder or plan.method == "tag" or plan.embed:
         return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
     return chosen
 
@@ -178,7 +188,12 @@ def _expected(
         every_token=source.plan.method == "tag",
     )
     hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
-    answers = Answers(*reload_check.answers(model, request), [list(ids) for _, ids in given], hashes)
+    if source.plan.embed:
+        chat = ChatModel(model, source.template, Decoding(1, ()), source.plan)
+        computed = vectors.answers(lambda t, kind: torch.from_numpy(encode(chat, t, kind)), request.conversations)
+    else:
+        computed = reload_check.answers(model, request)
+    answers = Answers(*computed, [list(ids) for _, ids in given], hashes)
     return Expected(source, request, answers)
 
 
@@ -195,11 +210,13 @@ def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportChe
         unequal = sum(a != b for a, b in zip(actual.texts, trained.texts, strict=True))
         raise _mismatch(row, expected, f"{actual.program} splits {unequal} of {len(trained.texts)} rows differently.")
     gap = float((actual.logits_NV - trained.logits_NV).abs().max())
-    kl = reload_check.mean_kl(trained.logits_NV, actual.logits_NV)
+    embeds = expected.source.plan.embed is not None
+    kl = None if embeds else reload_check.mean_kl(trained.logits_NV, actual.logits_NV)
     same = sum(a == b for a, b in zip(actual.greedy, trained.greedy, strict=True))
-    distance, limit = kl if dtype in QUANTISED else gap, row.tolerance[dtype]
+    distance, limit = gap if kl is None or dtype not in QUANTISED else kl, row.tolerance[dtype]
+    limit = vectors.TOLERANCE[dtype] if embeds else limit
     if not distance <= limit:  # also if it is NaN
-        unit = "nats on average (KL)" if dtype in QUANTISED else "in a logit"
+        unit = "nats on average (KL)" if dtype in QUANTISED else f"in a {'vector' if embeds else 'logit'}"
         what = (
             f"the reloaded model differs from the trained one by {distance:.2e} {unit} (allowed: {limit:g}); "
             f"{same} of {len(trained.greedy)} greedy texts agree."
@@ -216,7 +233,9 @@ def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportChe
         encoded=len(trained.encoded) if actual.program else 0,
         rows=len(trained.texts) if actual.program else 0,
         tokenizer=actual.program or None,
-        loaded_with=(row.by_peft if expected.source.plan.adapter.of_peft else "") or row.loaded_with,
+        loaded_with=(vectors.LOADED_WITH if embeds else "")
+        or (row.by_peft if expected.source.plan.adapter.of_peft else "")
+        or row.loaded_with,
     )
 
 

@@ -19,9 +19,11 @@ from tunewright.core.run_folder import Run
 from tunewright.export import card
 
 COMMON = ("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
+# Of sentence-transformers: its files, and the folders of its modules.
+MODULES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*")
 FILES = {  # also those that export.json lists
     "adapter": ("adapter_config.json", "adapter_model.safetensors", "tunewright.json", *COMMON),
-    "merged": ("config.json", "generation_config.json", "model*.safetensors*", *COMMON),
+    "merged": ("config.json", "generation_config.json", "model*.safetensors*", "vocab.txt", *MODULES, *COMMON),
     "gguf": ("README.md",),
 }
 OLLAMA = ("template", "params", "system")  # of that bundle, for `ollama run hf.co/OWNER/NAME`
@@ -47,7 +49,10 @@ def staged(run: Run, kind: str, repo: str, base: str | None, license_: str | Non
         if kind == "gguf" and "ollama" in load(run.config).export.to:
             files += filter(Path.is_file, (run.path / "ollama" / file for file in OLLAMA))
         for file in files:
-            (folder / file.name).symlink_to(file.resolve())
+            for inner in sorted(file.iterdir()) if file.is_dir() else [file]:
+                place = folder / inner.relative_to(file.parent)
+                place.parent.mkdir(exist_ok=True)
+                place.symlink_to(inner.resolve())
         if kind == "adapter":
             _name_base(folder, base.partition("@")[0])
         text = card.for_hub(run, checks, (source / "README.md").read_text(encoding="utf-8"), base, repo)
@@ -93,7 +98,7 @@ def upload(folder: Path, repo: str, kind: str, private: bool) -> str:
 def require_public(folder: Path) -> None:
     """Raises PUSH_PRIVATE, with the kinds of private data in the texts and the paths of this machine."""
     problems = []
-    for file in sorted(file for file in folder.iterdir() if not _matches(file, UNREAD)):
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and not _matches(file, UNREAD)):
         text = _text(file)
         private = [*sorted(pii.kinds(text)), *filter(_is_local, PATH.findall(text))]
         problems += [f"{file.name}: {what}" for what in private]
@@ -138,7 +143,11 @@ def _card(run: Run, kind: str, base: str, license_: str | None, text: str) -> st
     model_card, verdict = ModelCard(text), records.read(run.verdict, Verdict)
     numbers = {"rows": verdict.n, "interval": list(verdict.tuned_arm.interval), "verdict": verdict.verdict}
     result = EvalResult(
-        task_type="text-classification" if records.read(run.plan, Plan).labels else "text-generation",
+        task_type="text-classification"
+        if (plan := records.read(run.plan, Plan)).labels
+        else "sentence-similarity"
+        if plan.embed
+        else "text-generation",
         dataset_type="held-out-rows",
         dataset_name=f"held-out rows of the run {run.name}",
         metric_type=verdict.metric,

@@ -56,13 +56,16 @@ class Base:
 @dataclass(frozen=True)
 class Reloaded:
     """What users of an export work with. ``tokenizer``: None if they use the base's. ``encode``: texts -> token ids, if
-    ``program`` is another one than transformers. ``has_arguments``: the chat template contains the run's arguments."""
+    ``program`` is another one than transformers. ``has_arguments``: the chat template contains the run's arguments.
+    ``embed``: texts -> their vectors, and ``prefixes`` before them, of a model that gives these."""
 
     model: LanguageModel
     tokenizer: PreTrainedTokenizerBase | None
     encode: Callable[[Sequence[str]], list[list[int]]] | None = None
     program: str = "transformers"
     has_arguments: bool = False
+    embed: Callable[[Sequence[str], Literal["query", "document"]], Tensor] | None = None
+    prefixes: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Place:
     """Where the code of a card finds an export. ``base``: name of the base model; ``nf4``: it is loaded in NF4;
     ``file``: name of the export's folder or file; ``context``: what it is served with, in tokens; ``how``: the way its
     tokens are chosen; ``repo``: its id on the Hub, or None if the code runs in its folder; ``labels``: of its
-    head, if it has one."""
+    head, if it has one; ``embeds``: whether it gives vectors of texts."""
 
     base: str
     file: str
@@ -79,6 +82,7 @@ class Place:
     repo: str | None = None
     nf4: bool = False
     labels: Sequence[str] = ()
+    embeds: bool = False
 
     @property
     def llama_cpp(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export import classifier, encoder_folder, portable, tagger
+from tunewright.export import classifier, encoder_folder, portable, tagger, vectors
 from tunewright.export.encoder_folder import Layout
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
@@ -29,6 +29,8 @@ def stored_dtypes(source: TrainedRun) -> list[str]:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
+    if source.plan.embed:
+        return vectors.write(source, module, folder, dtype)
     if source.facts.encoder:
         layout = Layout(None if classifier.has_own_head(module) else source.plan.pooling, source.facts.context, dtype)
         encoder_folder.save(module, source.template.tokenizer, folder, layout)
@@ -73,6 +75,8 @@ def reload(folder: Path, base: Base) -> Reloaded:
     from tunewright.model.language_model import LanguageModel
     from tunewright.tokens.encoder_text import is_encoder_folder
 
+    if vectors.is_embedder(folder):
+        return vectors.reload(folder)
     if is_encoder_folder(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return Reloaded(encoder_folder.load(folder), tokenizer)
@@ -88,6 +92,8 @@ def reload(folder: Path, base: Base) -> Reloaded:
 
 
 def snippet(place: Place) -> list[str]:
+    if place.embeds:
+        return vectors.snippet(place)
     loader = "AutoModelForSequenceClassification" if place.labels else "AutoModelForCausalLM"
     return [
         f"from transformers import {loader}, AutoTokenizer",
@@ -96,6 +102,8 @@ def snippet(place: Place) -> list[str]:
 
 
 def unsupported(source: TrainedRun) -> str | None:
+    if source.plan.embed:
+        vectors.require_package()
     return classifier.unsupported(source) if source.plan.labels else None
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewright.export import EXPORTS, classifier, tagger
+from tunewright.export import EXPORTS, classifier, tagger, vectors
 from tunewright.export.kind import Base
 from tunewright.model import forward
 from tunewright.model.decoding.generate import Decoding, complete
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class CheckPrompt:
     """Token ids of a held-out prompt, and the conversation that they were rendered from. A document has none, and
-    neither has a prompt that spells a special token: tokenizers alone would read it as that token."""
+    neither has a prompt that spells a special token: tokenizers alone would read it as that token. Of a model that
+    gives vectors: the ids of a query, and query and document as texts."""
 
     ids: list[int]
     conversation: dict[str, object] | None = None
@@ -133,15 +134,21 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
     row = EXPORTS[kind]
     reloaded = row.reload(Path(path), Base(request.base, request.base_sha256, request.base_packed))
     with crowding.giving_way():
-        logits_NV, greedy_ids = answers(reloaded.model, request)
+        if reloaded.embed is not None:
+            logits_NV, greedy_ids = vectors.answers(reloaded.embed, request.conversations)
+        else:
+            logits_NV, greedy_ids = answers(reloaded.model, request)
     facts: dict[str, object] = {"greedy": greedy_ids, "encoded": [], "texts": []}
     if (tokenizer := reloaded.tokenizer) is not None:
         encode = reloaded.encode or partial(token_ids, tokenizer)
         arguments = {} if reloaded.has_arguments else request.template
         chats = [c for c in request.conversations if "texts" not in c]
-        facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or [
-            list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations
-        ]
+        if reloaded.embed is not None:
+            facts["encoded"] = vectors.encoded(reloaded, request.conversations)
+        else:
+            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or [
+                list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations
+            ]
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
     if row.stored is not None:
         facts["weights"] = weights(reloaded.model.module)

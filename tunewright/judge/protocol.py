@@ -34,7 +34,8 @@ class Protocol:
     """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect
     with power 0.8 (1.0 if none) if ``assumed`` holds; None if nothing can be assumed. ``list_order`` and
     ``number_tolerance``: how structured answers are compared; None for other tasks. ``decoding``: of free text, the
-    settings among which dev chooses, by name. ``grader`` and ``check``: of answers to rows that have none."""
+    settings among which dev chooses, by name. ``grader`` and ``check``: of answers to rows that have none.
+    ``corpus``: hash of the documents that queries search."""
 
     rule: str
     metric: str
@@ -53,10 +54,11 @@ class Protocol:
     decoding: dict[str, dict[str, float]] | None = None
     grader: str | None = None
     check: str | None = None
+    corpus: str | None = None
 
     @property
     def sha256(self) -> str:
-        added = {k for k in ("grader", "check") if getattr(self, k) is None}  # of protocols that had neither
+        added = {k for k in ("grader", "check", "corpus") if getattr(self, k) is None}  # of protocols that had none
         fields = {k: v for k, v in asdict(self).items() if k not in added}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -113,6 +115,7 @@ def make(
         else None,
         grader=repr(data.task.grader) if data.task.grader else None,
         check=repr(data.task.check) if data.task.check else None,
+        corpus=data.task.corpus.sha256 if data.task.corpus else None,
     )
 
 

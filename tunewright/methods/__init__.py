@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import classify, distill, grpo, kto, multilabel, pair_losses, regress, sft, tag
+from tunewright.methods import classify, distill, embed, grpo, kto, multilabel, pair_losses, regress, sft, tag
 from tunewright.methods.method import Method, Progress
 from tunewright.methods.pairs import reward_model
 from tunewright.methods.preference import Preference
@@ -23,6 +23,7 @@ METHODS: dict[str, Method] = {
     "classify": classify,
     "regress": regress,
     "multilabel": multilabel,
+    "embed": embed,
     "tag": tag,
     "distill": distill,
     "kto": kto,

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from tunewright.core import run_folder
 from tunewright.core.config import Plan
@@ -19,9 +21,11 @@ from tunewright.core.sampling import DECODINGS
 from tunewright.data.dataset import Dataset
 from tunewright.data.messages import Example
 from tunewright.data.scores import Score
-from tunewright.judge.arms.arm import Arm, Progress
+from tunewright.judge.arms.arm import Arm, Model, Progress
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import decoded_together, score_arm, score_writers
+from tunewright.judge.search.encoding import encode
+from tunewright.judge.search.stored_vectors import StoredVectors
 from tunewright.model.decoding.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
@@ -109,6 +113,9 @@ class Answers:
         if not arms[0].needs_model:
             return [score_arm(arm, examples, self.data.task, None, tick) for arm in arms]
         with self.chat_model(answering) as model:
+            if self.data.task.corpus is not None:
+                searched = cast(Model, StoredVectors(partial(encode, model), self._vectors_file(answering)))
+                return [score_arm(arm, examples, self.data.task, searched, tick) for arm in arms]
             if decoded_together(arms[0]):
                 return score_writers(arms, examples, self.data.task, model, tick)
             return [score_arm(arm, examples, self.data.task, model, tick) for arm in arms]
@@ -136,11 +143,29 @@ class Answers:
             batch_tokens=planning.batch_tokens(plan),
         )
 
+    def _vectors_file(self, weights: Weights) -> Path:
+        """For the vectors of the corpus: their last bits depend on how texts are divided into passes."""
+        plan, corpus = self.plan, self.data.task.corpus
+        assert corpus is not None
+        facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256, corpus.sha256]
+        facts += [
+            plan.embed,
+            plan.pooling,
+            plan.max_length,
+            plan.dtype,
+            plan.tokens_per_pass,
+            plan.layout,
+            plan.kernels,
+        ]
+        return self.run.path / "data" / f"vectors-{_hash(*facts)[:16]}.safetensors"
+
     def _key(self, weights: Weights, arm: Arm) -> str:
         """Hash of everything that an answer depends on, except its row and its batch."""
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
         facts += [self.data.task.rules, self.data.task.schema, arm.name, DECODINGS[arm.decoding]]
+        if self.data.task.corpus is not None:
+            facts += [self.data.task.corpus.sha256, self.plan.embed, self.plan.pooling, self.plan.max_length]
         if self.data.task.grader is not None:
             facts += [self.data.task.grader, self.data.task.check]
         return _hash(*facts)[:16]

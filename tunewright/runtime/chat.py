@@ -47,6 +47,10 @@ def load_run(run: Run) -> TunedModel:
     """The tuned model of a run. Raises RUN_INCOMPLETE if it is not trained, MODEL_* or RESUME_MISMATCH if its base is
     missing or has changed."""
     run_folder.require(run, run.training, "train")
+    if records.read(run.plan, Plan).embed:
+        message = "the model gives vectors of texts, and writes no answers."
+        fix = "search with them: load the merged export with sentence-transformers (its README.md has the code)."
+        raise ConfigError("CONFIG_CONFLICT", message, where=str(run.path), fix=fix)
     config, plan, receipt = load(run.config), records.read(run.plan, Plan), records.read(run.receipt, Receipt)
     if plan.method in RANKERS:
         message, fix = "the run's model gives answers a score, and writes none.", "load its export (README.md in it)."

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.data.scores import Score, mean
 from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
+from tunewright.judge.arms.arm import Model
 from tunewright.judge.evaluate import score_arm
+from tunewright.judge.search.stored_vectors import StoredVectors
 from tunewright.model import kl, loading
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import weights
@@ -36,7 +39,8 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
     rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
     if not rows and not lossy:
         return check
-    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256, facts.packed)).model
+    reloaded = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256, facts.packed))
+    model = reloaded.model
     name = f"{check.kind} {check.dtype}"
     if lossy:
         for both in (model, trained):
@@ -47,11 +51,14 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
         model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
         work.run.event("test_read", rows=len(rows), export=check.kind)
-        results["reproduced"] = _reproduced(work, model, rows, dtype, name)
+        answering = cast(Model, work.answers.answering(model))
+        if (encode := reloaded.embed) is not None:
+            answering = cast(Model, StoredVectors(lambda texts, kind: encode(texts, kind).numpy()))
+        results["reproduced"] = _reproduced(work, answering, rows, dtype, name)
     return check.model_copy(update=results)
 
 
-def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
+def _reproduced(work: Work, model: Model, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
     """Its answers, compared with those of the verdict to the same rows."""
     tuned = weights.at_chosen_scale(work.run, work.plan)
     judged = work.answers.of(work.tuned, "test", tuned)[: len(rows)]
@@ -73,7 +80,8 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
     sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in chosen]
     with work.console.bar(f"{name}, predictions", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
-    answered, judged = _scores(work, model, rows, name), work.answers.of(work.tuned, "dev", tuned)
+    answered = _scores(work, work.answers.answering(model), rows, name)
+    judged = work.answers.of(work.tuned, "dev", tuned)
     clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
     compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
@@ -88,7 +96,7 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
     )
 
 
-def _scores(work: Work, model: LanguageModel, rows: Sequence[int], name: str) -> list[Score]:
+def _scores(work: Work, model: Model, rows: Sequence[int], name: str) -> list[Score]:
     examples = [work.data.examples[i] for i in rows]
     with work.console.bar(f"{name}, answers", len(rows), unit="rows") as tick:
-        return score_arm(work.tuned, examples, work.data.task, work.answers.answering(model), tick)
+        return score_arm(work.tuned, examples, work.data.task, model, tick)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import HEADS, RANKERS, REWARDED, Config
+from tunewright.core.config import EMBEDDING, HEADS, RANKERS, REWARDED, Config
 from tunewright.core.config.method_settings import check_model
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Receipt, Side
@@ -29,7 +29,7 @@ from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
 from tunewright.system import heap, machine
 from tunewright.system.machine import Machine
-from tunewright.tokens import encoder_text, render_cache, rendering
+from tunewright.tokens import encoder_text, render_cache, rendering, texts
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
 from tunewright.tokens.template import Template, for_method, for_rows, hashed_as, load_template
@@ -85,6 +85,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         encoder_text.require_one_instruction(data.examples)
     loaded = for_method(load_template(Path(facts.path), config.template, config.date), config.train.method)
     template = for_rows(loaded, data.examples)
+    if config.train.method in EMBEDDING:
+        template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     if run.receipt.exists():
         template = hashed_as(template, records.read(run.receipt, Receipt).hashes["template"])
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
@@ -104,6 +106,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     room = facts.context - (0 if facts.encoder else max_new_tokens)
 
     def fits(arm: Arm) -> bool:
+        if data.task.corpus is not None:  # its texts are not prompts, and longer ones are cut
+            return True
         return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
 
     documents, changes = _documents(config)
@@ -169,6 +173,8 @@ def answer_limit(config: Config, train: Sequence[TrainRow], label: int = 0) -> i
     ``label``: the longest label, of rows that contain none."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
+    if config.train.method in EMBEDDING:
+        return 1  # nothing is written
     if config.train.method in REWARDED:
         return planning.UNKNOWN_ANSWER
     # The other of two answers was rejected.

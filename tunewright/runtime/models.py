@@ -14,6 +14,7 @@ from torch import nn
 from tunewright.core.config import AdapterConfig, Kernels, Plan
 from tunewright.model import adapters, fused_llama, language_model, loading, several
 from tunewright.model.facts import Facts
+from tunewright.model.heads import vectors
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.weights import Weights
 from tunewright.train import checkpoints
@@ -129,6 +130,9 @@ class Models:
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
         adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
+        if plan.embed:
+            vectors.without_dropout(model.module)
+            vectors.freeze_output_head(model.module)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
 
 

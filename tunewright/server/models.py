@@ -140,8 +140,8 @@ class Catalogue:
         if base is None:
             message = f"its base {receipt.model.name} is not among those that this server has loaded."
             raise ApiError(400, "model_not_servable", f"The model `{name}` cannot be served: {message}", "model")
-        headed = "it answers with a head, and writes no text" if plan.labels else None
-        if refused := headed or base.engine.refuses(plan.adapter, step):
+        silent = f"it {plan.silent}, and writes no text" if plan.silent else None
+        if refused := silent or base.engine.refuses(plan.adapter, step):
             raise ApiError(400, "model_not_servable", f"The model `{name}` cannot be served: {refused}", "model")
         if step is None:
             sha256 = records.read(run.training, records.Training).weights_sha256

@@ -196,8 +196,8 @@ def _money(work: Work, verdict: Verdict, setups: Sequence[TimedSetup], throughpu
 def skip_reason(work: Work) -> str | None:
     if work.config.prove.evidence != "full":
         return "prove.evidence is not full"
-    if work.plan.labels:
-        return "only written answers are timed, and the model answers with its head"
+    if work.plan.silent:
+        return f"only written answers are timed, and the model {work.plan.silent}"
     return None if work.data.task.kind.prompted else "documents have no prompts"
 
 

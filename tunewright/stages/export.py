@@ -18,6 +18,7 @@ from tunewright.export import export as exporting
 from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
 from tunewright.export.reload_check import CheckPrompt
+from tunewright.export.vectors import LOADED_WITH
 from tunewright.model.decoding.generate import stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import exported, weights
@@ -27,6 +28,7 @@ from tunewright.stages.stage import Stage
 from tunewright.tokens import encoder_text, rendering
 from tunewright.tokens.sequences import flat
 from tunewright.tokens.template import Template, render
+from tunewright.tokens.texts import text_ids
 
 DOCUMENT_TOKENS = 128
 
@@ -82,11 +84,17 @@ def _in_a_type_that_passes(
 
 
 def check_prompts(work: Work) -> list[CheckPrompt]:
-    """Held-out prompts, or the beginnings of held-out documents."""
+    """Held-out prompts, or the beginnings of held-out documents; or held-out queries with their documents."""
     rows, template = work.data.sample(exporting.CHECK_PROMPTS), work.inputs.template
     if work.plan.method in RANKERS:  # which read conversations, without the place where the head answers
         pairs = {r.row: r for r in work.inputs.rows["test"]}
         return [CheckPrompt(list(pairs[i].sequences[n % 2].ids[:-1])) for n, i in enumerate(rows) if i in pairs]
+    if work.plan.embed:
+        asked = [work.data.examples[i] for i in rows]
+        return [
+            CheckPrompt(text_ids(template, e.question, "query"), {"query": e.question, "document": e.target})
+            for e in asked
+        ]
     if work.data.task.kind.prompted:
         prompts = [work.data.examples[i].prompt for i in rows]
         return [CheckPrompt(rendering.for_generation(template, p), _conversation(p, template)) for p in prompts]
@@ -110,6 +118,8 @@ def _conversation(prompt: Prompt, template: Template) -> dict[str, object] | Non
 def _texts(work: Work) -> list[str]:
     """Every row as one text: its document, or its conversation as the chat template writes it."""
     template = work.inputs.template
+    if (corpus := work.data.task.corpus) is not None:
+        return [*corpus.documents, *(e.question for e in work.data.examples)]
     if template.encoder:
         return [text for e in work.data.examples for text in encoder_text.texts(e.prompt)]
     return [
@@ -120,10 +130,14 @@ def _texts(work: Work) -> list[str]:
 
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
-        f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} short answers "
-        f"identical; {_answers(c.reproduced)}{_lost(c.loss)}{'; ' if c.loss else ''}{c.path}"
+        f"  {c.kind}: largest {_compared(c)[0]} difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} "
+        f"{_compared(c)[1]} identical; {_answers(c.reproduced)}{_lost(c.loss)}{'; ' if c.loss else ''}{c.path}"
         for c in checks
     ]
+
+
+def _compared(check: ExportCheck) -> tuple[str, str]:
+    return ("vector", "nearest documents") if check.loaded_with == LOADED_WITH else ("logit", "short answers")
 
 
 def _answers(r: Reproduced | None) -> str:

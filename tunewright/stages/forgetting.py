@@ -161,8 +161,8 @@ def as_good(scores: Sequence[float], best: Sequence[float], sign: float) -> bool
 
 
 def skip_reason(work: Work) -> str | None:
-    if work.plan.labels:
-        return "the model answers with its head; it is not meant to write any more"
+    if work.plan.silent:
+        return f"the model {work.plan.silent}; it is not meant to write any more"
     return "prove.evidence is plain" if work.config.prove.evidence == "plain" else None
 
 

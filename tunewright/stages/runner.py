@@ -139,10 +139,7 @@ class Runner:
         """Check a program that serves the run's model, and update the cards and the report. ``served``: the export;
         None: the one whose files it names. ``dtype``: None for that of the export."""
         work, run = self.work(), self.context.run
-        if work.plan.labels:
-            message = f"a model trained by train.method={work.plan.method} answers with its head, which no server asks."
-            fix = "its exports were checked when they were written (export.json)."
-            raise ConfigError("CONFIG_CONFLICT", message, where="train.method", fix=fix)
+        require_writer(work.plan)
         with run_folder.writing(run):
             self._check_inputs()
         exports = records.read(run.export, EXPORTS)
@@ -184,6 +181,14 @@ class Runner:
                 f"  the environment has changed since the run started: {'; '.join(differences)}; results may differ "
                 "slightly (floating point), and greedy answers may diverge"
             )
+
+
+def require_writer(plan: Plan) -> None:
+    """Raises CONFIG_CONFLICT for a model that writes no text, which no server is asked for."""
+    if plan.silent:
+        message = f"a model trained by train.method={plan.method} {plan.silent}, which no server asks for."
+        fix = "its exports were checked when they were written (export.json)."
+        raise ConfigError("CONFIG_CONFLICT", message, where="train.method", fix=fix)
 
 
 def start(

@@ -17,7 +17,7 @@ from tunewright.core.errors import DataError, Problem, TunewrightError
 from tunewright.core.run_folder import write_atomic
 from tunewright.data import messages, tool_calls
 from tunewright.data.messages import Example
-from tunewright.tokens import encoder_text, rendering, sequences, template, written
+from tunewright.tokens import encoder_text, rendering, sequences, template, texts, written
 from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow
 from tunewright.tokens.template import Template
 
@@ -98,7 +98,7 @@ def stored(folder: Path) -> list[TokenSequence]:
 
 def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
-    parts = (messages, tool_calls, encoder_text, rendering, written, sequences, template)
+    parts = (messages, tool_calls, encoder_text, rendering, texts, written, sequences, template)
     code = [*(Path(inspect.getfile(part)) for part in parts), *_method_files(renderer.prepare)]
     total = hashlib.sha256(b"".join(file.read_bytes() for file in code))
     total.update(f"{renderer.prepare.__module__} {renderer.prepare.__qualname__} ".encode())

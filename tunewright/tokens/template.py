@@ -38,6 +38,7 @@ class Template:
     or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
     a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
     ``ends_hashed``: whether the hash covers the tokens EOS and BOS, as it does not in runs of earlier versions.
+    ``prefixes``: of a query and of a document, in rows that are embedded (`texts`).
     ``encoder``: there is no template: prompts become texts as in `encoder_text`, as encoders read them; and decoders
     that tag words.
     """
@@ -49,6 +50,7 @@ class Template:
     day: datetime.date | None = None
     text_arguments: bool = False
     ends_hashed: bool = True
+    prefixes: tuple[str, str] = ("", "")
     encoder: bool = False
 
     @property
@@ -68,9 +70,10 @@ class Template:
     def sha256(self) -> str:
         """Of everything that decides token ids: template, its arguments, vocabulary, merges, EOS and BOS."""
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        if self.encoder:
-            return hashlib.sha256(f"{encoder_text.RULE}\x00{vocabulary}".encode()).hexdigest()
         more = "\x00text arguments" if self.text_arguments else ""
+        more += f"\x00prefixes {self.prefixes}" if any(self.prefixes) else ""
+        if self.encoder:
+            return hashlib.sha256(f"{encoder_text.RULE}\x00{vocabulary}{more}".encode()).hexdigest()
         more += f"\x00{self.tokenizer.eos_token_id} {self.tokenizer.bos_token_id}" if self.ends_hashed else ""
         parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}{more}"
         return hashlib.sha256(parts.encode()).hexdigest()

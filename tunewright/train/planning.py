@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import POOLED, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import EMBEDDING, POOLED, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
@@ -91,7 +91,9 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         "steps": steps,
         "lr": recipe.learning_rate(given),
         "gradient_checkpointing": recompute,
-        "tokens_per_pass": _tokens_per_pass(trained, dtype.value, kernels.value, layout.value, recompute.value),
+        "tokens_per_pass": _tokens_per_pass(
+            trained, batch.value, _fits(trained, dtype.value, kernels.value, recompute.value), layout.value
+        ),
         "max_length": max_length(config, facts, machine, kind),
         "decode_batch_size": _decode_batch(given, dtype.value, max_new_tokens),
         "max_new_tokens": Choice(
@@ -100,6 +102,8 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             if config.prove.max_new_tokens != "auto"
             else "the rows have no answers whose length could be measured"
             if t.method in REWARDED
+            else "nothing is written"
+            if t.method in EMBEDDING
             else f"25% longer than the longest training answer, plus 8; at most {LONGEST_ANSWER} tokens",
         ),
         "kernels": kernels,
@@ -121,6 +125,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         patience=t.patience,
         checkpoint_keep=config.checkpoint.keep,
         adapter=config.adapter,
+        embed=config.embed if t.method in EMBEDDING else None,
         seed=config.seed,
         threads=machine.cores,
         adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
@@ -137,6 +142,8 @@ def _pooling(config: Config, facts: Facts) -> Choice[Pooling | None]:
         return Choice(config.train.pooling, CONFIGURED)
     if facts.pooling:
         return Choice(POOLINGS[facts.pooling], "as the model's own sentence-transformers config says")
+    if config.train.method in EMBEDDING:
+        return Choice("mean", "of all tokens: the model has no sentence-transformers config that says otherwise")
     return Choice("cls", "the first token: the model has no sentence-transformers config that says otherwise")
 
 
@@ -332,13 +339,14 @@ def _most(machine: Machine, layout: Layout) -> int:
     return (2048 if machine.device == "cpu" else 16384) * (4 if layout == "shared" else 1)
 
 
-def _tokens_per_pass(
-    given: PlanInputs, dtype: Dtype, kernels: Kernels, layout: Layout, recompute: Recompute
-) -> Choice[int]:
+def _tokens_per_pass(given: PlanInputs, batch: int, fits: int, layout: Layout) -> Choice[int]:
+    """``fits``: the tokens for which there is memory."""
     sizes, machine = given.sizes, given.machine
     if given.config.train.tokens_per_pass != "auto":
         return Choice(given.config.train.tokens_per_pass, CONFIGURED)
-    fits, most = _fits(given, dtype, kernels, recompute), _most(machine, layout)
+    most = _most(machine, layout)
+    if given.config.train.method in EMBEDDING and layout != "padded":  # one pass computes the vectors of a step once
+        most = max(most, 2 * batch * sizes.tokens // sizes.rows)
     return Choice(
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB; "

@@ -94,7 +94,8 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
     """The speed of the first steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no
     gradient."""
     method = METHODS[plan.method]
-    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(CALIBRATION_STEPS)]
+    some = 1 if plan.embed else CALIBRATION_STEPS  # whose texts are computed before the first pass
+    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(some)]
     rows = _precomputed(model, rows, plan, chosen)
     passes = [b for step, c in enumerate(chosen) for b in method.microbatches(model, rows, c, plan, step)]
     model.module.train()

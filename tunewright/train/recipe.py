@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from tunewright.core.config import HEADS, PAIRED, PREFERENCE, RANKERS, RATED, REWARDED, Config
+from tunewright.core.config import EMBEDDING, HEADS, PAIRED, PREFERENCE, RANKERS, RATED, REWARDED, Config
 from tunewright.core.errors import ConfigError, data_error
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
@@ -24,7 +24,7 @@ REWARDED_STEPS = 100  # of samples; tinker-cookbook's recipes of format and leng
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself. Of
 # rewards, TRL's rate with LoRA is 1e-5 and tinker-cookbook's are 2e-5 to 1e-4. TRL's for reward models is 1e-4.
 RATES = {
-    **dict.fromkeys(("sft", *HEADS), 1.0),
+    **dict.fromkeys(("sft", *HEADS, *EMBEDDING), 1.0),
     **dict.fromkeys((*PREFERENCE, *RATED), 0.05),
     "orpo": 0.5,
     **dict.fromkeys(RANKERS, 0.5),
@@ -94,6 +94,9 @@ def batch_size(given: PlanInputs) -> Choice[int]:
     if given.config.train.method in RATED:
         batch = 16 if rows >= 320 else 8
         return Choice(batch, f"{batch} rows a step, over which KTO's reference point z0 is a mean")
+    if given.config.train.method in EMBEDDING:
+        batch = 64 if rows >= 640 else 32 if rows >= 160 else 16
+        return Choice(batch, f"{batch} rows a step: each is compared with the documents of all others")
     if given.structured and rows < 1000:
         return Choice(4, "4 rows a step: structured answers are learned better by more steps")
     batch = 8 if rows >= 160 else 4

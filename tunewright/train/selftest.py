@@ -84,7 +84,7 @@ def self_test(
         [(e, s) for r in sample for s in r.sequences[part] if isinstance(e := examples[r.row], Chat)]
         for part in (slice(1), slice(1, None))
     )
-    if chats:
+    if chats and not plan.embed:  # of which a text is what is served, as it is
         stop = generate.stop_ids(model, template.eos)
         if plan.method not in (*RANKERS, "tag"):  # targets follow the answer, or a text has none
             checks.append(check_prompts(template, chats))

@@ -110,9 +110,11 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
 # The others are looked for only where pairs, ratings, or prompts alone, are wanted.
-SINGLE = [f for f in FORMATS if not f.preference and not f.rated and not f.rewards and not f.tags]
+SINGLE = [f for f in FORMATS if not (f.preference or f.rated or f.rewards or f.embedding or f.tags)]
 PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
 RATED_ORDER = ["rated_completion", "rated_chat", "tagged_chat", "tagged_sharegpt", "tagged_instruction"]
+TEXT_PAIRS = ["anchor_positive", "query_positive", "query_document", "query_passage", "query_answer", "question_answer"]
+PAIRS_ORDER = [f"{name}_pair" for name in TEXT_PAIRS]
 ORDER = [
     "labelled_chat",
     "chat",
@@ -175,6 +177,7 @@ def test_the_order_of_detection() -> None:
         *PAIRED_ORDER,
         *RATED_ORDER,
         *("messages_prompt", "prompt"),
+        *PAIRS_ORDER,
         *(name for name in ORDER if name != "text"),
         *("tokens_tags", "tokens_ner_tags", "tokens_labels", "text"),
     ]

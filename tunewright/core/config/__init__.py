@@ -5,6 +5,7 @@ from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
+    EMBEDDING,
     HEADS,
     PAIRED,
     POOLED,
@@ -16,6 +17,7 @@ from tunewright.core.config.schema import (
     Config,
     CostConfig,
     DataConfig,
+    EmbedConfig,
     ExperimentsConfig,
     ExportConfig,
     ForgetConfig,
@@ -33,6 +35,7 @@ from tunewright.core.config.schema import (
 from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
+    "EMBEDDING",
     "HEADS",
     "PAIRED",
     "POOLED",
@@ -44,6 +47,7 @@ __all__ = [
     "Config",
     "CostConfig",
     "DataConfig",
+    "EmbedConfig",
     "Estimate",
     "ExperimentsConfig",
     "ExportConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunewright.core.config.schema import (
+    EMBEDDING,
     ENCODED,
     HEADS,
     POOLED,
@@ -19,6 +20,17 @@ from tunewright.core.config.schema import (
 from tunewright.core.errors import ConfigError
 
 Conflict = Callable[[str, str, str], ConfigError]  # of a key, a message and a fix
+# Settings of chats, of written answers and of labels, by section.
+UNREAD_BY_EMBEDDING: dict[str, tuple[str, ...]] = {
+    "data": ("answer_schema", "instruction", "label_names", "turns", "labels", "unseen_labels", "contradictions"),
+    "prove": (
+        *("list_order", "number_tolerance", "few_shot", "prompts", "documents", "embedder", "remote"),
+        *("max_new_tokens", "batch_size", "decoding", "target_accuracy"),
+    ),
+    "forget": ("regression_rows", "margin", "scales", "apply_best_scale"),
+    "experiments": ("prompt_distillation", "crossfit", "mitigation"),
+    "cost": ("requests", "batch_size", "price_per_hour"),
+}
 
 
 def check(config: Config, conflict: Conflict) -> None:
@@ -55,6 +67,7 @@ def check(config: Config, conflict: Conflict) -> None:
     elif config.experiments.raft:
         message = f"experiments.raft chooses among samples, which train.method={method} does not draw."
         raise conflict("experiments.raft", message, "leave it out, or set train.method=grpo.")
+    _check_embedding(config, conflict)
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
@@ -103,6 +116,26 @@ def _check_rankers(config: Config, conflict: Conflict) -> None:
     for name in changed:
         message = f"train.method={method} compares ways to rank given answers; {name} is for answers that are written."
         raise conflict(name, message, "leave it out.")
+
+
+def _check_embedding(config: Config, conflict: Conflict) -> None:
+    """Raises CONFIG_CONFLICT for settings of vectors without the method, and for those of written answers with it."""
+    method, unread = config.train.method, [("embed", tuple(type(config.embed).model_fields))]
+    if method in EMBEDDING:
+        unread = list(UNREAD_BY_EMBEDDING.items())
+        if config.template is not None:
+            message = f"train.method={method} reads texts, and no chats."
+            raise conflict("template", message, "remove it; embed.query_prefix is the text before a query.")
+        if config.adapter.dropout:
+            message = f"train.method={method} computes the vectors of a step twice, and they must be the same."
+            raise conflict("adapter.dropout", message, "leave it at 0.")
+    for section, names in unread:
+        given = getattr(config, section)
+        for name in names:
+            if getattr(given, name) != type(given).model_fields[name].get_default(call_default_factory=True):
+                message = f"train.method={method} does not read {section}.{name}."
+                fix = "remove it." if method in EMBEDDING else "remove it, or set train.method=embed."
+                raise conflict(f"{section}.{name}", message, fix)
 
 
 def _check_tags(config: Config, conflict: Conflict) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_serializer
 
-from tunewright.core.config.schema import AdapterConfig, Growing, Kernels, MethodOptions, Recompute
+from tunewright.core.config.schema import AdapterConfig, EmbedConfig, Growing, Kernels, MethodOptions, Recompute
 
 
 class Estimate(Growing):
@@ -29,15 +29,16 @@ class Plan(Growing):
 
     ``options``: the settings that only the method reads. ``labels``: of the outputs of a head, in their order; empty
     without a head. ``standardised``: mean and standard deviation of the training answers, in whose units a head gives
-    numbers. ``pooling``: how an encoder's hidden states become what the head reads. ``rows`` and ``tokens`` count
-    training rows and their tokens; ``supervised_tokens`` counts the targets among them.
+    numbers. ``embed``: how texts become vectors, if the model gives them. ``pooling``: how an encoder's hidden states
+    become what the head reads, or a vector. ``rows`` and ``tokens`` count training rows and their tokens;
+    ``supervised_tokens`` counts the targets among them.
     ``fsdp``: whether several processes keep the base's layers in shards.
     ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
-    ADDED = ("options", "labels", "standardised", "optimizer", "adapt_threads", "fsdp", "pooling")
+    ADDED = ("options", "labels", "standardised", "embed", "optimizer", "adapt_threads", "fsdp", "pooling")
 
     method: str
     rows: int
@@ -67,6 +68,7 @@ class Plan(Growing):
     options: MethodOptions = MethodOptions()
     labels: tuple[str, ...] = ()
     standardised: tuple[float, float] | None = None
+    embed: EmbedConfig | None = None
     pooling: Literal["cls", "mean", "last"] | None = None
     optimizer: Literal["adamw", "adamw8"] = "adamw"
     fsdp: bool = False
@@ -76,6 +78,11 @@ class Plan(Growing):
     estimate: Estimate | None = None
     reasons: dict[str, str]
     version: Literal[1] = 1
+
+    @property
+    def silent(self) -> str:
+        """What the model does instead of writing; empty if it writes."""
+        return "answers with its head" if self.labels else "gives vectors of texts" if self.embed else ""
 
     @field_serializer("adapter")
     def _adapter(self, adapter: AdapterConfig) -> dict[str, object]:

@@ -258,6 +258,7 @@ class AdapterConfig(Frozen):
 
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
+OtherMethod = Literal["sft", "embed", "kto", "grpo"]
 PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
 RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
@@ -265,8 +266,9 @@ REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *
 # Methods whose model answers with a head instead of writing.
 HeadMethod = Literal["classify", "multilabel", "regress", "tag", "reward_model"]
 HEADS: tuple[str, ...] = get_args(HeadMethod)
-POOLED = HEADS[:3]  # methods that can read one vector for each row of an encoder
-ENCODED = HEADS[:4]  # methods that can train an encoder
+EMBEDDING = ("embed",)  # methods whose model gives a text a vector, instead of writing
+POOLED = (*HEADS[:3], *EMBEDDING)  # methods that can read one vector for each row of an encoder
+ENCODED = (*HEADS[:4], *EMBEDDING)  # methods that can train an encoder
 RANKERS = ("reward_model",)  # whose head gives answers a score
 PAIRED = (*PREFERENCE, *RANKERS)  # learn from a chosen and a rejected answer
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
@@ -341,12 +343,13 @@ class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "kto", "grpo"] | HeadMethod | PreferenceMethod = Field(
+    method: OtherMethod | HeadMethod | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; classify, multilabel, regress and tag train a "
-        "head, for rows whose answers are labels, sets of labels, numbers or a tag for each word; grpo learns from "
-        "rewards of what the model writes; kto learns from answers that are desirable or undesirable; the others learn "
-        "from pairs of a chosen and a rejected answer, reward_model to give answers a score.",
+        "head, for rows whose answers are labels, sets of labels, numbers or a tag for each word; embed trains vectors "
+        "of texts, for search; grpo learns from rewards of what the model writes; kto learns from answers that are "
+        "desirable or undesirable; the others learn from pairs of a chosen and a rejected answer, reward_model to give "
+        "answers a score.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -403,8 +406,19 @@ class TrainConfig(MethodOptions):
     )
     pooling: Literal["auto", "cls", "mean", "last"] = Field(
         "auto",
-        description="What the head of an encoder reads: the hidden state of the first token, the mean of all, or that "
-        "of the last; auto: as the model's sentence-transformers config says, else cls. On a decoder always the last.",
+        description="What the head of an encoder reads, or what becomes a vector (embed): the hidden state of the "
+        "first token, the mean of all, or that of the last; auto: as the model's sentence-transformers config says, "
+        "else cls (embed: mean). On a decoder always the last.",
+    )
+
+
+class EmbedConfig(Frozen):
+    """How train.method=embed makes a vector of a text, in training and in search."""
+
+    query_prefix: str = Field("", description="Text before every query (anchor), such as 'query: '.")
+    document_prefix: str = Field("", description="Text before every document (positive, negative).")
+    temperature: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="Cosines are divided by it; the smaller, the more the most similar wrong texts count."
     )
 
 
@@ -640,6 +654,7 @@ class Config(Frozen):
     split: SplitConfig = SplitConfig()
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
+    embed: EmbedConfig = EmbedConfig()
     reward: RewardConfig = RewardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()

@@ -47,7 +47,8 @@ class Loss(Value):
 
 
 class ExportCheck(Record):
-    """One export, reloaded in a fresh process and compared with the trained model. Difference in logits (nats)."""
+    """One export, reloaded in a fresh process and compared with the trained model. Difference in logits (nats), or of
+    components of vectors of length 1."""
 
     kind: str = Field(description="The kind of export, which is also the name of its folder.")
     path: str = Field(description="Its folder, or its file in it.")

@@ -63,6 +63,13 @@ class Ranked(NamedTuple):
     rejected: float
 
 
+class Hits(NamedTuple):
+    """Of the documents that are relevant to a query, how many are ranked among the first ten; JSON: [first, all]."""
+
+    first: int
+    all: int
+
+
 class Answered(Line):
     """An arm's answer to one row. Scores are 0 to 1, except bits per byte and errors; lengths are in tokens."""
 
@@ -106,6 +113,15 @@ class Answered(Line):
     reward: float | None = Field(None, description="By reward.grader, 0 to 1; rows without answers only.")
     check: float | None = Field(None, description="By reward.check, 0 to 1; rows without answers only.")
     ungraded: str | None = Field(None, description="Why the grader gave no reward; the score is then 0.")
+    retrieved: tuple[int, ...] | None = Field(
+        None, description="Documents of the corpus by their places in it, the best first, at most 100; search only."
+    )
+    hits: Hits | None = Field(
+        None, description="[first, all]: relevant documents among the first ten, and in the corpus; search only."
+    )
+    reciprocal_rank: float | None = Field(
+        None, description="1 over the rank of the first relevant document; 0 if it is not in the ranking; search only."
+    )
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
     refused: str | None = Field(
         None, description="Why the endpoint gave no answer; the score is then the worst. Remote models only."

@@ -14,6 +14,7 @@ FORMATS = (
     *preferences.FORMATS,
     *ratings.FORMATS,
     *unanswered.PROMPTS,
+    *unanswered.TEXT_PAIRS,
     labelled.LABELLED_CHAT,
     *chats.FORMATS,
     *prompted.FORMATS,

@@ -31,8 +31,9 @@ class RowSettings:
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
     ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``rewards``: whether
-    they have a prompt and no answer; ``tags``: whether they have words, each with a tag; ``numbers``: whether labels
-    are numbers; ``margins``: whether pairs may have a margin. ``control``: what becomes of control
+    they have a prompt and no answer; ``embedding``: whether they are a query and documents; ``tags``: whether they have
+    words, each with a tag; ``numbers``: whether labels are numbers; ``margins``: whether pairs may have a margin.
+    ``control``: what becomes of control
     characters and lone surrogates in JSON that a field contains as a string."""
 
     format: str = "auto"
@@ -47,6 +48,7 @@ class RowSettings:
     numbers: bool = False
     rewards: bool = False
     margins: bool = False
+    embedding: bool = False
     tags: bool = False
     control: Control = "error"
 
@@ -77,7 +79,8 @@ class RowFormat:
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
     ``preference``: whether rows have a chosen and a rejected answer; ``rated``: whether they have a rating;
-    ``rewards``: whether they have no answer; ``tags``: whether each word has a tag.
+    ``rewards``: whether they have no answer; ``embedding``: whether they are a query and documents; ``tags``: whether
+    each word has a tag.
     """
 
     name: str
@@ -90,6 +93,7 @@ class RowFormat:
     preference: bool = False
     rated: bool = False
     rewards: bool = False
+    embedding: bool = False
     tags: bool = False
 
     def fits(self, data: Data) -> bool:
@@ -140,10 +144,10 @@ class Parsed:
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
     candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and _is_wanted(f, how))]
-    asked = candidates[0] if how.format != "auto" else None
-    if asked is not None and (asked.rewards, asked.tags) != (how.rewards, how.tags):
+    if how.format != "auto" and _kind(candidates[0]) != _kind(how):
         fix = (
-            "leave data.format at auto, or choose another train.method (grpo is for prompts, tag for words with tags)."
+            "leave data.format at auto, or choose another train.method (grpo is for prompts, embed for pairs of texts, "
+            "tag for words with tags)."
         )
         message = f"data.format={how.format} is not for rows of this training method."
         raise data_error("DATA_FORMAT_MISMATCH", message, where="data.format", fix=fix)
@@ -151,7 +155,7 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
-    wanted = unsupported.Wanted(how.preference or how.rated or how.rewards, how.rated)
+    wanted = unsupported.Wanted(how.preference or how.rated or any(_kind(how)), how.rated or how.embedding)
     refused = {} if how.as_asked or how.tags else unsupported.problems(rows, how.columns, reader, wanted)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
@@ -183,19 +187,20 @@ def _is_wanted(row_format: RowFormat, how: RowSettings) -> bool:
     """Whether rows of this format are looked for."""
     if how.rated:
         return row_format.rated or row_format.preference
-    wanted = how.preference, how.rewards, how.tags
-    return (row_format.preference, row_format.rewards, row_format.tags) == wanted and not row_format.rated
+    wanted = how.preference, *_kind(how)
+    return (row_format.preference, *_kind(row_format)) == wanted and not row_format.rated
+
+
+def _kind(of: RowFormat | RowSettings) -> tuple[bool, bool, bool]:
+    """What only rows of one training method are."""
+    return of.rewards, of.embedding, of.tags
 
 
 def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
     """The name of the first format that reads a row with such columns, these among its fields; empty if none does."""
     (renamed,) = _renamed([row], columns)
     for row_format in formats:
-        if (
-            (row_format.rewards, row_format.tags) == (how.rewards, how.tags)
-            and row_format.fits(renamed.data)
-            and set(columns) <= set(row_format.fields)
-        ):
+        if _kind(row_format) == _kind(how) and row_format.fits(renamed.data) and set(columns) <= set(row_format.fields):
             with contextlib.suppress(DataError):
                 row_format.read(renamed, how)
                 return row_format.name
@@ -307,9 +312,12 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
         what, names = "no format of words with tags", "tokens: your_field, tags: other_field"
     if all(f.rewards for f in formats):
         what, names = "no format of prompts", "prompt: your_field"
+    if all(f.embedding for f in formats):
+        what, names = "no format of a query and a document", "anchor: your_field, positive: other_field"
+    pair = "train.method=embed trains on pairs of texts; otherwise " if {"anchor", "positive"} <= set(fields) else ""
     return data_error(
         "DATA_FIELD_MISSING",
         f"{what} has the fields {fields[:8]}.{guess}",
         where=row.where,
-        fix=f"rename them, or map them: data.columns='{{{names}}}'.{table}",
+        fix=f"{pair}rename them, or map them: data.columns='{{{names}}}'.{table}",
     )

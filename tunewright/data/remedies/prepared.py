@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunewright.core.config import PAIRED, RANKERS, RATED, REWARDED, Config
+from tunewright.core.config import EMBEDDING, PAIRED, RANKERS, RATED, REWARDED, Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
@@ -75,6 +75,7 @@ def row_settings(config: Config) -> RowSettings:
         numbers=config.train.method == "regress",
         tags=config.train.method == "tag",
         rewards=config.train.method in REWARDED,
+        embedding=config.train.method in EMBEDDING,
         control=data.control,
     )
 
@@ -194,6 +195,10 @@ def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Chang
     while True:
         questions = [normalised(e.question) for examples in sides.values() for e in examples]
         clusters = near_duplicates.cluster(questions, config.split.near_duplicate)
+        if config.train.method in EMBEDDING:  # a document may not be learned from and searched for
+            documents = [normalised(e.target) for examples in sides.values() for e in examples]
+            others = near_duplicates.cluster(documents, config.split.near_duplicate)
+            clusters = near_duplicates.joined(clusters, others)
         before = len(changes)
         if data.leaks == "drop":
             sides, new = repetitions.drop_leaks(sides, clusters.cluster)

@@ -9,7 +9,8 @@ from tunewright.core.records.common import Side
 from tunewright.data.messages import Chat, Example
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.labels import Sides
-from tunewright.data.text import exact, normalised
+from tunewright.data.split import same_question
+from tunewright.data.text import exact
 from tunewright.data.tool_calls import split_thoughts
 
 RANK: dict[str, int] = {"train": 0, "dev": 1, "test": 2}
@@ -32,10 +33,12 @@ def _asked(example: Example) -> str:
     return exact(example.whole_prompt).casefold()
 
 
-def question(example: Example) -> str:
+def question(example: Example, canonical: Canonical) -> str:
     """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order; of
-    rated rows, the answer."""
+    rated rows, the answer; of a query and a document everything, for another document may answer it too."""
     prompt = _asked(example)
+    if isinstance(example, Chat) and example.negatives is not None:
+        return "\x00".join([prompt, canonical(example)])
     if isinstance(example, Chat) and example.desirable is not None:
         return f"{prompt}\x00{example.target}"  # as it is: what is rated may be how an answer is written
     if not (isinstance(example, Chat) and example.rejected):
@@ -69,12 +72,12 @@ def drop_contradictions(examples: Sequence[Example], canonical: Canonical) -> Ke
     that differ only in letter case, those that are written as most of them."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
-        answers[question(e)][claim(e, canonical)] += 1
+        answers[question(e, canonical)][claim(e, canonical)] += 1
     best = {asked: _most_frequent(claims) for asked, claims in answers.items()}
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        chosen = best[question(e)]
+        chosen = best[question(e, canonical)]
         if claim(e, canonical) == chosen:
             kept.append(e)
         else:
@@ -110,7 +113,6 @@ def drop_leaks(sides: Sides, cluster: Sequence[int]) -> tuple[Sides, list[Change
         if side == winner:
             kept[side].append(e)
             continue
-        nearly = "" if normalised(e.question) == normalised(original.question) else "nearly "
-        message = f"{nearly}the same question as the {winner} row {original.where}"
+        message = f"{same_question(e, original)} as the {winner} row {original.where}"
         changes.append(Change(e.where, "SPLIT_LEAK", "data.leaks=drop", message, dropped=True))
     return {side: tuple(examples) for side, examples in kept.items()}, changes

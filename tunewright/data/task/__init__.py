@@ -1,5 +1,5 @@
-"""The task of the rows: to give a label, structured values, tool calls or free-form answers, to earn rewards, or to
-continue documents.
+"""The task of the rows: to give a label, structured values, tool calls or free-form answers, to find documents, to earn
+rewards, or to continue documents.
 
 `KINDS` has those that rows show, in the order of detection; a training method reads rows as NUMBER, LABEL_SET,
 RANKING, ENTITIES or TAGS.
@@ -16,6 +16,7 @@ from tunewright.data.task.kind import Task, TaskKind
 from tunewright.data.task.label_set import LABEL_SET
 from tunewright.data.task.number import NUMBER
 from tunewright.data.task.ranking import RANKING
+from tunewright.data.task.retrieval import RETRIEVAL
 from tunewright.data.task.rewards import REWARDS
 from tunewright.data.task.structured import JSON, XML, YAML
 from tunewright.data.task.tags import ENTITIES, TAGS
@@ -30,6 +31,7 @@ __all__ = [
     "LABEL_SET",
     "NUMBER",
     "RANKING",
+    "RETRIEVAL",
     "REWARDS",
     "TAGS",
     "TEXT",
@@ -39,7 +41,7 @@ __all__ = [
     "detect_task",
 ]
 
-KINDS = (TEXT, REWARDS, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
+KINDS = (TEXT, REWARDS, RETRIEVAL, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
 
 
 def detect_task(examples: Sequence[Example]) -> Task:

@@ -17,8 +17,10 @@ from tunewright.data.structure.bounded_patterns import SlowPattern
 from tunewright.data.structure.comparison import Rules
 from tunewright.data.structure.schema import INFERRED, Schema
 from tunewright.data.task import number, structured
+from tunewright.data.task.corpus import corpus_of
 from tunewright.data.task.kind import Task
 from tunewright.data.task.number import NUMBER
+from tunewright.data.task.retrieval import RETRIEVAL
 from tunewright.data.task.rewards import REWARDS, item_of
 from tunewright.data.task.tags import ENTITIES, misplaced, words
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
@@ -45,6 +47,8 @@ def configured(config: Config, task: Task, train: Sequence[Example], everything:
         grader = _grader(config.reward.grader, "reward.grader", everything or train)
         check = _grader(config.reward.check, "reward.check", everything or train)
         return replace(task, grader=grader, check=check)
+    if task.kind is RETRIEVAL:
+        return replace(task, corpus=corpus_of(everything or train, config.split.near_duplicate))
     known = Numbers.of(number.targets(train)) if task.kind is NUMBER else None
     if known is not None and known.low == known.high:
         message = "the training rows have one and the same answer, so there is nothing to learn."

@@ -18,9 +18,10 @@ from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.numbers import Numbers
-from tunewright.data.scores import Answer, LabelProbs, Likelihood, Ranked, Readings, Score, Written
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Ranked, Readings, Retrieved, Score, Written
 from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
 from tunewright.data.structure.schema import Schema
+from tunewright.data.task.corpus import Corpus
 from tunewright.data.text import exact, without_thoughts
 
 SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
@@ -31,8 +32,8 @@ class Task:
     """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
     label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy.
     ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels or
-    tags of words.
-    ``grader`` and ``check``: of answers to rows that have none."""
+    tags of words. ``grader`` and ``check``: of answers to rows that have none. ``corpus``: the documents that queries
+    search."""
 
     kind: TaskKind
     metric: Metric
@@ -44,6 +45,7 @@ class Task:
     label_set: tuple[str, ...] = ()
     grader: Grader | None = None
     check: Grader | None = None
+    corpus: Corpus | None = None
 
     def score(self, example: Example, answer: Answer) -> Score:
         """The score of an answer to an example, by the metric and by the additional metrics that are shown. Thoughts
@@ -55,6 +57,9 @@ class Task:
             value = float(answer.text == target)
         elif isinstance(output, Ranked):
             value = output.correct
+        elif isinstance(output, Retrieved):
+            assert self.corpus is not None
+            value, readings = self.corpus.measured(example, output)
         else:
             assert self.metric.score is not None, self.metric.name
             readings = self.kind.read(self, example, without_thoughts(answer.text))
@@ -80,7 +85,7 @@ class Task:
                 values[name] = self.kind.corpus.of(scores, self.labels or self.label_set)
             elif name == "spearman":
                 values |= self._rank_correlation(scores)
-            elif isinstance(scores[0].answer.output, Written):
+            elif isinstance(scores[0].answer.output, Written | Retrieved):
                 read = [value for s in scores if (value := _READING[name](s)) is not None]
                 if len(read) == len(scores):
                     values[name] = float(np.mean(read))
@@ -113,6 +118,13 @@ def _valid(score: Score) -> bool:
     return valid
 
 
+def _recall(score: Score) -> float:
+    assert score.readings is not None
+    assert score.readings.hits is not None
+    first, every = score.readings.hits
+    return first / every
+
+
 def _equal_words(target: str, answer: str) -> float:
     wanted = target.split()
     return sum(a == b for a, b in zip(wanted, answer.split(), strict=False)) / len(wanted)
@@ -125,6 +137,8 @@ _READING: dict[str, Callable[[Score], float | None]] = {
     "exact_match": lambda s: _written(s)[1].exact_match,
     "token_accuracy": lambda s: _equal_words(s.target, s.answer.text),
     "strict_match": lambda s: _written(s)[1].strict_match,
+    "recall": _recall,
+    "mrr": lambda s: s.readings.reciprocal_rank if s.readings else None,
     "reward_check": lambda s: _written(s)[1].check,
     "ungraded": lambda s: float(_written(s)[1].ungraded is not None),
     "cut_answers": lambda s: _written(s)[0].cut,

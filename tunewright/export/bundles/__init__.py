@@ -25,7 +25,7 @@ def require_supported(source: TrainedRun, exports: Collection[str]) -> None:
     for bundle in _wanted(source.config):
         missing = [kind for kind in bundle.needs if kind not in exports]
         reason = (
-            (source.plan.labels and "it is for programs that write texts, and the model answers with a head")
+            (source.plan.silent and f"it is for programs that write texts, and the model {source.plan.silent}")
             or bundle.unsupported(source.plan, source.facts.model_type)
             or (
                 bundle.kind == "mlx"

@@ -26,6 +26,7 @@ from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.arms.prompts import OWN_PROMPT, PASSAGES, Recipe
 from tunewright.judge.arms.reader import Reader
 from tunewright.judge.arms.remote import Remote
+from tunewright.judge.search import arms as searching
 
 SAMPLES = 4  # of the arm that chooses among samples by their reward
 LONG_PROMPT = 200  # characters from which an instruction is worth leaving out
@@ -55,6 +56,8 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
         ways = ranking.arms(sources.train, config.evidence != "plain")
         own = {"tuned": ways.pop("tuned")}
         return {**ways, **_full_precision(ways, sources), **own}
+    if task.corpus is not None:
+        return searching.families(task.corpus, sources.started, full=config.evidence != "plain")
     if not task.kind.prompted:
         base = {"base": [Arm("base", "the base model", language_model(task))]}
         return {**base, **_full_precision(base, sources), **_started(task, sources), "tuned": [tuned(task)]}

@@ -46,7 +46,7 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
-        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS else {},
+        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS and not work.plan.embed else {},
     )
 
 
@@ -79,6 +79,8 @@ class Forecast:
 
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
         """Of the answers of arms with the same weights."""
+        if self.work.data.task.corpus is not None:
+            return self._read_texts(rows * sum(arm.needs_model for arm in arms))
         writers = [arm for arm in arms if decoded_together(arm)]
         lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
         adapter = any(arm.uses_adapter for arm in writers)
@@ -87,6 +89,16 @@ class Forecast:
         references = sum(each.prefix + rows * (each.own + answer) for each in read) * self.pilot.read
         written = self.written([x for x in lengths if x], rows, adapter)
         return written + references + rows * sum(map(self._other, arms))
+
+    def _read_texts(self, count: int) -> float:
+        """Of the vectors of so many queries and documents."""
+        texts = sum(len(r.sequences) for r in self.work.inputs.rows["train"])
+        return count * self.work.plan.tokens / texts * self.pilot.read
+
+    def _searched(self) -> float:
+        """Of the vectors of the corpus, if there is one."""
+        corpus = self.work.data.task.corpus
+        return self._read_texts(len(corpus.documents)) if corpus else 0.0
 
     def _other(self, arm: Arm) -> float:
         """Of a row of an arm that does not write; a trained one takes what the base takes."""
@@ -105,6 +117,8 @@ class Forecast:
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
         if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
             losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
+        if plan.embed and plan.tokens * plan.batch_size > plan.rows * plan.tokens_per_pass:  # read twice, in passes
+            losses += losses + fraction * plan.tokens * plan.epochs * self.pilot.read
         if plan.method in (*PREFERENCE, *RATED):
             losses += fraction * plan.tokens * self.pilot.read  # before the first step
         pairs = [r.tokens for r in self.work.inputs.rows["train"] if len(r.sequences) > 1]
@@ -165,6 +179,7 @@ class Forecast:
         chosen = [family[0] for family in families]
         seconds = sum(self.judged([a for a in chosen if a.uses_adapter is own], test) for own in (False, True))
         seconds += self.judged(untrained, dev) if len(untrained) > 1 else 0.0
+        seconds += 2 * self._searched()  # by the base and by the tuned model
         if config.evidence == "plain":
             return seconds
         ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
@@ -213,14 +228,15 @@ class Forecast:
     def export(self) -> float:
         config = self.work.config.export
         short = 2 * CHECK_PROMPTS * NEW_TOKENS * self.pilot.steps.step  # answers of the trained model and of the export
-        return len(config.to) * (LOADING + short + self.by_tuned(min(config.rows, len(self.work.inputs.test))))
+        again = self.by_tuned(min(config.rows, len(self.work.inputs.test))) + self._searched()
+        return len(config.to) * (LOADING + short + again)
 
 
 def stages(work: Work, measured: Pilot) -> dict[str, float]:
     """The seconds of each stage that takes long, by name."""
     f = Forecast(work, measured, _tuned(work))
     seconds = {"train": f.trained()}
-    if work.config.prove.evidence != "plain":
+    if work.config.prove.evidence != "plain" and not work.plan.embed:
         seconds["forgetting"] = f.forgetting()
     seconds |= {"prove": f.prove(), **f.experiments(), "cost": f.cost(), "export": f.export()}
     return {name: s for name, s in seconds.items() if s}

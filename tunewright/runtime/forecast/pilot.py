@@ -83,7 +83,7 @@ def measure(work: Work, speed: Speed) -> Pilot:
     others, steps = dict[str, float](), Steps()
     with work.answers.chat_model(base(work.plan), min(TOKENS, work.plan.max_new_tokens)) as model:
         for arm in arms:
-            if arm.needs_model and not decoded_together(arm):
+            if arm.needs_model and not decoded_together(arm) and work.data.task.corpus is None:
                 start = time.monotonic()
                 score_arm(arm, rows, work.data.task, model)
                 others[arm.name] = (time.monotonic() - start) / len(rows) * longer

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tunewright.core import config as configuration
-from tunewright.core.config import HEADS, Config
+from tunewright.core.config import EMBEDDING, HEADS, Config
 from tunewright.server.shapes import JsonObject
 
 Auto = Literal["auto"]
@@ -115,8 +115,9 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
     for key, value in (request.tunewright or {}).items():
         if key not in allowed_settings():
             return f"tunewright.{key[:80]}", "this setting cannot be set by a request."
-        if key == "train.method" and value in HEADS:
-            return "tunewright.train.method", f"{value} trains a head, and the server answers with models that write."
+        if key == "train.method" and value in (*HEADS, *EMBEDDING):
+            what = "a head" if value in HEADS else "vectors"
+            return "tunewright.train.method", f"{value} trains {what}, and the server answers with models that write."
     return None
 
 
