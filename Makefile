@@ -74,7 +74,7 @@ bench-full: install
 	for b in ablation judging parts compiled; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 data: install
-	for e in addresses tools entities sentiment support jargon preferences rewards docs; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
+	for e in addresses tools entities sentiment support jargon preferences rewards distillation docs; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses tools entities sentiment support jargon preferences rewards docs; do
+for e in addresses tools entities sentiment support jargon preferences rewards distillation docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 

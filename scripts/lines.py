@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # their own, with their evidence. 3,000 were enough for the server without responses, batches, stored chats and a
 # dashboard; 5,000 until vLLM could take the place of its engine; 5,700 until one batch did not wait for another, and a
 # full disk or a refused process paused a job.
-BUDGET = {"server": 5_900, "data": 5_700, "export": 2_600, "scale": 2_500, "methods": 3_000, "all else": 16_800}
+BUDGET = {"server": 5_900, "data": 5_700, "export": 2_600, "scale": 2_500, "methods": 4_400, "all else": 16_800}
 PROCESSES = ("stages/worker.py", "stages/process.py")
 SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")
@@ -63,6 +63,13 @@ PARTS = {
         "stages/experiments/sft_alone.py",
         "core/records/pairs.py",
         "report/templates/sections/pairs.html.j2",
+        "methods/teaching.py",
+        "data/remedies/synthetic.py",
+        "data/remedies/answered.py",
+        "judge/synthesis.py",
+        "cli/rows",
+        "stages/experiments/distillation.py",
+        "report/templates/sections/distillation.html.j2",
     ),
     "data": ("data",),
     "export": ("export", "track"),

@@ -8,6 +8,7 @@ from faults import (
     Fault,
     adapting,
     computing,
+    distilling,
     heading,
     judging,
     preferring,
@@ -30,6 +31,7 @@ FAULTS = sorted(
         *rating.FAULTS,
         *heading.FAULTS,
         *rewarding.FAULTS,
+        *distilling.FAULTS,
     ],
     key=lambda f: f.number,
 )

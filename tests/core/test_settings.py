@@ -127,6 +127,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
+    **{f"distill.{name}": "stages/test_distill.py" for name in ("teacher", "divergence", "beta", "temperature")},
     "adapter.start": "stages/test_adapters.py",
     "sweep.grid": "stages/test_sweep.py",
     "sweep.halve": "stages/test_sweep.py",

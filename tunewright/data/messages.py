@@ -142,7 +142,8 @@ class Chat:
     """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
     ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one;
     ``desirable``: the rating of the last message; None if it has none. ``item``: the fields of a row without an answer,
-    which graders read; its last message is then empty."""
+    which graders read; its last message is then empty. ``author``: the model that wrote the answer, as the row says;
+    empty if people wrote it, or nothing is known."""
 
     messages: tuple[Message, ...]
     where: str
@@ -150,6 +151,7 @@ class Chat:
     rejected: Message | None = None
     desirable: bool | None = None
     item: dict[str, Json] | None = None
+    author: str = ""
 
     def before(self, k: int) -> Prompt:
         """Everything before message ``k``."""
@@ -187,10 +189,11 @@ class Chat:
 
 @dataclass(frozen=True)
 class Text:
-    """A document. Every token is trained on; there is no prompt and hence no answer."""
+    """A document. Every token is trained on; there is no prompt and hence no answer. ``author``: as in `Chat`."""
 
     text: str
     where: str
+    author: str = ""
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -20,7 +20,8 @@ class LanguageModel:
     FlexAttention; or with its layers compiled too. ``plain_head``:
     logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
     computed (`decoding.fused.step_kernel`). ``sharded``: whether the layers' weights are in shards on several
-    processes, and there only while a layer is called as a module.
+    processes, and there only while a layer is called as a module. ``teacher_VE``: the output head of the teacher that
+    the model learns from, which is not trained.
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.
@@ -31,6 +32,7 @@ class LanguageModel:
     plain_head: bool = False
     decoding: StepKernel = "modules"
     sharded: bool = False
+    teacher_VE: torch.Tensor | None = None
 
     @property
     def device(self) -> torch.device:

@@ -111,6 +111,7 @@ def _evidence(verdict: Verdict) -> dict[str, object]:
         "mitigation": verdict.mitigation,
         "curve": verdict.learning_curve,
         "pairs": verdict.pairs,
+        "taught": verdict.distillation,
         "crossfit": verdict.crossfit,
         "cleaning": verdict.cleaning,
         "calibration": verdict.calibration,

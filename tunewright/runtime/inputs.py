@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import HEADS, REWARDED, Config
+from tunewright.core.config import DISTILLED, HEADS, REWARDED, Config
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
@@ -105,6 +105,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         _asks_full_precision(run, facts, hardware),
         config.adapter.start is not None,
         config.train.method in HEADS,
+        config.train.method in DISTILLED,
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:

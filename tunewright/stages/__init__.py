@@ -4,6 +4,7 @@ from tunewright.stages import check, cost, export, forgetting, plan, prove, repo
 from tunewright.stages.experiments import (
     cleaning,
     crossfit,
+    distillation,
     learning_curve,
     mitigation,
     pairs,
@@ -20,6 +21,7 @@ STAGES: tuple[Stage, ...] = (
     forgetting.STAGE,
     prove.STAGE,
     pairs.STAGE,
+    distillation.STAGE,
     crossfit.STAGE,
     cleaning.STAGE,
     mitigation.STAGE,

@@ -3,8 +3,9 @@
 from tunewright.core.config.adapter_kinds import PeftKind
 from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
-from tunewright.core.config.plan import Estimate, Plan
+from tunewright.core.config.plan import Estimate, Plan, Teacher
 from tunewright.core.config.schema import (
+    DISTILLED,
     HEADS,
     PREFERENCE,
     RATED,
@@ -13,6 +14,8 @@ from tunewright.core.config.schema import (
     Config,
     CostConfig,
     DataConfig,
+    DistillConfig,
+    Divergence,
     ExperimentsConfig,
     ExportConfig,
     ForgetConfig,
@@ -29,6 +32,7 @@ from tunewright.core.config.schema import (
 from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
+    "DISTILLED",
     "HEADS",
     "PREFERENCE",
     "RATED",
@@ -37,6 +41,8 @@ __all__ = [
     "Config",
     "CostConfig",
     "DataConfig",
+    "DistillConfig",
+    "Divergence",
     "Estimate",
     "ExperimentsConfig",
     "ExportConfig",
@@ -51,6 +57,7 @@ __all__ = [
     "RewardConfig",
     "SplitConfig",
     "SweepConfig",
+    "Teacher",
     "TrainConfig",
     "absolute",
     "fields",

@@ -55,6 +55,7 @@ Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
 # From the fastest on.
 Kernels = Literal["compiled", "flex", "fused", "transformers"]
+Divergence = Literal["forward", "reverse", "jsd"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 PATH = "path"
@@ -264,6 +265,7 @@ RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
 HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
+DISTILLED = ("distill",)  # learns a teacher's next-token distribution
 
 
 class MethodOptions(Growing):
@@ -323,10 +325,11 @@ class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "classify", "multilabel", "regress", "kto", "grpo"] | PreferenceMethod = Field(
+    method: Literal["sft", "classify", "multilabel", "regress", "distill", "kto", "grpo"] | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
-        "for rows whose answers are labels, sets of labels or numbers; grpo learns from rewards of what the model "
+        "for rows whose answers are labels, sets of labels or numbers; distill learns a larger model's probabilities "
+        "(distill.teacher) on the rows; grpo learns from rewards of what the model "
         "writes; kto learns from answers that are desirable or undesirable; the others learn from pairs of a chosen "
         "and a rejected answer.",
     )
@@ -395,6 +398,27 @@ class RewardConfig(Frozen):
         description="A second grader that is never trained on: if the tuned model is BETTER by the reward but shown to "
         "be worse by this one, the verdict is HACKED.",
     )
+
+
+class DistillConfig(Frozen):
+    """Read by train.method=distill."""
+
+    teacher: str = Field(
+        "",
+        description="The model to learn from, with the same vocabulary: a model folder, a Hub id[@revision], a .gguf "
+        "file, smollm2-135m, or the folder of a run with a merged export.",
+    )
+    divergence: Divergence = Field(
+        "forward",
+        description="What is minimised, at every target: forward is KL(teacher || model), reverse is KL(model || "
+        "teacher), jsd is the generalized Jensen-Shannon divergence between them.",
+    )
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="jsd: beta * KL(teacher || m) + (1 - beta) * KL(model || m), m = beta * teacher + (1 - beta) * "
+        "model.",
+    )
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="The logits of both are divided by it.")
 
 
 class CheckpointConfig(Frozen):
@@ -602,6 +626,7 @@ class Config(Frozen):
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
     reward: RewardConfig = RewardConfig()
+    distill: DistillConfig = DistillConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()
     forget: ForgetConfig = ForgetConfig()

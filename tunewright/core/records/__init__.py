@@ -84,7 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, Ratings, SftOnChosen
+from tunewright.core.records.pairs import PAIRS, Distillation, PairMeasure, Pairs, Ratings, ScoreComparison, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.rollouts import ROLLOUT, RolloutLine, RolloutStart
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
@@ -175,6 +175,7 @@ __all__ = [
     "CoveragePoint",
     "CurvePoint",
     "DevNats",
+    "Distillation",
     "Doubling",
     "Drift",
     "Event",
@@ -240,6 +241,7 @@ __all__ = [
     "RolloutStart",
     "RunFile",
     "Rung",
+    "ScoreComparison",
     "ScoreLine",
     "SelfTest",
     "SelfTestFinding",

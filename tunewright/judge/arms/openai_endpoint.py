@@ -36,13 +36,14 @@ class Refused(RunError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``fix``: what to do if a request fails."""
+    """``temperature``: of the answers; ``fix``: what to do if a request fails."""
 
     url: str
     model: str
     key: str = field(default="", repr=False)
     concurrency: int = 8
     fix: str = "check prove.remote and its API key, or leave prove.remote out."
+    temperature: float = 0.0
 
     @classmethod
     def of(cls, config: RemoteConfig) -> Endpoint:
@@ -106,7 +107,7 @@ class Reply:
 
 
 def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
-    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses a request or
+    """Replies in the order of the prompts. Raises REMOTE_FAILED if the endpoint refuses a request or
     cannot be reached."""
     replies: dict[int, Reply] = {}
     for place, reply in ask_each(endpoint, prompts, limit):
@@ -172,7 +173,7 @@ def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int,
         "model": endpoint.model,
         "messages": [m.to_json(text_arguments=True) for m in prompt.messages],
         **({"tools": list(prompt.tools)} if prompt.tools else {}),
-        "temperature": 0,
+        "temperature": endpoint.temperature,
         "max_tokens": limit,
     }
     return _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix, stopped)

@@ -98,6 +98,9 @@ class Forecast:
             losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
         if plan.method in (*PREFERENCE, *RATED):
             losses += fraction * plan.tokens * self.pilot.read  # before the first step
+        if plan.teacher is not None:
+            larger = plan.teacher.parameters / self.work.inputs.facts.parameters
+            losses += fraction * plan.tokens * self.pilot.read * larger
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def _sampled(self) -> float:
