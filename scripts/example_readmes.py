@@ -18,6 +18,9 @@ from typing import Any
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REPORTS = EXAMPLES.parent / "docs" / "reports"
 DEMO = "<!-- written by scripts/example_readmes.py --demo -->"
+BEFORE = {
+    "distillation": [".venv/bin/tunewright run examples/distillation/teacher.yaml --name distillation-teacher"],
+}
 INTRODUCTIONS = {
     "addresses": (
         "US addresses to JSON",
@@ -137,6 +140,7 @@ def readme(name: str, run: Path, log: Path) -> str:
             "",
             "```",
             f".venv/bin/python examples/{name}/make_data.py",
+            *BEFORE.get(name, ()),
             f".venv/bin/tunewright run examples/{name}/config.yaml --name {name}",
             "```",
             "",

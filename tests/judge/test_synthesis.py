@@ -64,14 +64,14 @@ def test_nothing_is_asked_for_twice(tmp_path: Path) -> None:
     file = prompts(tmp_path)
     with endpoint(lambda asked: f"answer to {asked}", fail_after=11) as (url, _):
         status, result, _ = ask(tmp_path, url, file, "--concurrency", "1")
-    assert status == 2 or status == 1
-    assert result["code"] == "REMOTE_FAILED" or "REMOTE_FAILED" in json.dumps(result)
+    assert status != 0
+    assert "REMOTE_FAILED" in json.dumps(result)
     made = tmp_path / "made.jsonl"
     assert len(lines(made)) == 11
     with made.open("a") as torn:
         torn.write('{"prompt": "wh')
     with endpoint(lambda asked: f"answer to {asked}") as (url, seen):
-        status, result, _ = ask(tmp_path, url.replace("127.0.0.1", "127.0.0.1"), file)
+        status, result, _ = ask(tmp_path, url, file)
         assert (status, result["before"], result["requests"], len(seen)) == (0, 11, 19, 19)
         status, result, _ = ask(tmp_path, url, file)
         assert (status, result["before"], result["requests"], len(seen)) == (0, 30, 0, 19)

@@ -147,10 +147,9 @@ def test_a_teacher_that_is_the_student_teaches_nothing(measure: Measure, trained
 
 
 def test_a_trained_head_has_the_same_gradient() -> None:
-    """Whether the student's logits are dropped or held, and other tokens that one model has beyond the other's."""
-    data, reader = sequences_of([(1, 2, 3), (1, 2, 4, 5), (9,)]), teacher_lm(vocabulary=250)
-    model = replace(with_adapter("llama", torch.float64), teacher_VE=reader.head_VD)
-    data = [replace(s, ids=tuple(i % 250 for i in s.ids)) for s in data]
+    """Whether the student's logits are dropped or held, and the rows of its embedding beyond the teacher's."""
+    data, reader = sequences_of([(1, 2, 3), (1, 2, 4, 5), (9,)]), teacher_lm()
+    model = replace(with_adapter("llama", torch.float64, vocabulary=280), teacher_VE=reader.head_VD)
     taught = taught_by(reader, data)
     dropped = gradient(model, taught, plan(MEASURES[2]))
     held = gradient(replace(model, plain_head=False), taught, plan(MEASURES[2]))
@@ -208,7 +207,7 @@ def test_a_killed_run_ends_bit_for_bit_the_same(tmp_path: Path, saved: Path) -> 
 
     weights, lines = trained(tmp_path / "straight")
     assert lines[-1]["dev_loss"] < lines[0]["dev_loss"]
-    for at in (1, 3):
+    for at in (2,):
         with pytest.raises(Killed):
             trained(tmp_path / f"killed-{at}", at)
         again, lines_again = trained(tmp_path / f"killed-{at}")

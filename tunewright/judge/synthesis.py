@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tunewright.core import run_folder
 from tunewright.core.config import Config
@@ -49,7 +48,7 @@ class Synthesis:
         """Who wrote the answer to a prompt, and how."""
         return {
             "model": self.endpoint.model,
-            "endpoint": urlsplit(self.endpoint.url).hostname or "",
+            "endpoint": self.endpoint.host,
             "date": self.day,
             "temperature": self.endpoint.temperature,
             "max_tokens": self.max_tokens,

@@ -10,8 +10,10 @@ from tunewright.data.messages import Example, Json, Message
 
 # Formats whose last field is the answer, as it is written. In others it is one of several fields, or one of several
 # turns in a notation of their own.
-IN_A_FIELD = ("completion", "instruction", "instruction_response", "query", "response", "generation", "question")
-IN_A_FIELD += ("question_response", "problem", "summary", "message_pair", "input_output")
+IN_A_FIELD = (
+    *("completion", "instruction", "instruction_response", "query", "response", "generation", "question"),
+    *("question_response", "problem", "summary", "message_pair", "input_output"),
+)
 
 
 def answered(row: Data, row_format: RowFormat, example: Example, answer: str, columns: Mapping[str, str]) -> Data:

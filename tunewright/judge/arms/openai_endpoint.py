@@ -45,6 +45,10 @@ class Endpoint:
     fix: str = "check prove.remote and its API key, or leave prove.remote out."
     temperature: float = 0.0
 
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
     @classmethod
     def of(cls, config: RemoteConfig) -> Endpoint:
         key = api_key(config.url, config.api_key_env)
