@@ -187,7 +187,7 @@ def test_a_killed_run_ends_bit_for_bit_the_same(tmp_path: Path, saved: Path) -> 
     known = plan().teacher
     assert known is not None
     known = known.model_copy(update={"path": str(saved), "sha256": model_files.digest(saved)})
-    p = plan(teacher=known, steps=5, batch_size=2, checkpoint_every=1, dtype="float32")
+    p = plan(teacher=known, steps=5, batch_size=2, checkpoint_every=1, threads=1)
 
     def trained(folder: Path, stop: int | None = None) -> tuple[list[torch.Tensor], list[Any]]:
         module = tiny_model("llama", vocabulary=258)
