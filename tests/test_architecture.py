@@ -13,7 +13,7 @@ import pytest
 
 import tunewright
 from tunewright.core import config, errors
-from tunewright.core.config import MethodOptions
+from tunewright.core.config import DistillConfig, MethodOptions
 
 PACKAGE = Path(tunewright.__file__).parent
 # A folder imports only from itself and from those before it; docs/architecture.md lists them in this order.
@@ -200,6 +200,10 @@ def test_the_config_fields() -> None:
         "reward.check",
         "reward.sampler.url",
         "reward.sampler.api_key_env",
+        "distill.teacher",
+        "distill.divergence",
+        "distill.beta",
+        "distill.temperature",
         "checkpoint.every",
         "checkpoint.keep",
         "prove.metric",
@@ -281,7 +285,10 @@ def test_every_setting_is_read() -> None:
         assert setting in read or key in READ_BY_NAME, f"nothing reads {key}"
 
 
-READ_BY_NAME = {f"train.{name}" for name in MethodOptions.model_fields}  # into Plan.options
+READ_BY_NAME = {
+    *(f"train.{name}" for name in MethodOptions.model_fields),  # into Plan.options
+    *(f"distill.{name}" for name in DistillConfig.model_fields),  # into Plan.teacher
+}
 
 
 def test_the_command_line() -> None:
@@ -304,6 +311,7 @@ def test_the_command_line() -> None:
         "runs",
         "serve",
         "sweep",
+        "synthesize",
         "train",
         "verify",
     ]
@@ -347,7 +355,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|REWARD|ROLLOUT|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|REWARD|ROLLOUT|RUN|SELFTEST|SPLIT|TEACHER|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 

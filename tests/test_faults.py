@@ -8,6 +8,7 @@ from faults import (
     Fault,
     adapting,
     computing,
+    distilling,
     embedding,
     encoding,
     heading,
@@ -34,6 +35,7 @@ FAULTS = sorted(
         *embedding.FAULTS,
         *encoding.FAULTS,
         *rewarding.FAULTS,
+        *distilling.FAULTS,
     ],
     key=lambda f: f.number,
 )

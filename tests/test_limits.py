@@ -49,7 +49,8 @@ def functions(path: Path) -> Iterator[Function]:
 def is_command(function: Function, path: Path) -> bool:
     """Whether this is a command of the command line, whose parameters are its flags."""
     decorated = any(ast.unparse(d).split("(")[0].endswith(".command") for d in function.decorator_list)
-    added = path == COMMANDS / f"{function.name}.py" and f"app.command()({function.name})" in MAIN
+    own = path.is_relative_to(COMMANDS) and path.name == f"{function.name}.py"
+    added = own and f"app.command()({function.name})" in MAIN
     return decorated or added
 
 

@@ -133,6 +133,7 @@ ELSEWHERE = {
     "experiments.raft": "stages/test_rewards.py",
     "reward.sampler.url": "train/test_outside.py",
     "reward.sampler.api_key_env": "train/test_outside.py",
+    **{f"distill.{name}": "stages/test_distill.py" for name in ("teacher", "divergence", "beta", "temperature")},
     "adapter.start": "stages/test_adapters.py",
     "sweep.grid": "stages/test_sweep.py",
     "sweep.halve": "stages/test_sweep.py",

@@ -24,6 +24,7 @@ from tunewright.cli.fan_out import AtOnce, On, Yes, confirm_long, require_grid, 
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
+from tunewright.cli.rows.synthesize import synthesize
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.cli.serve import serve
 from tunewright.core.config import load
@@ -138,6 +139,7 @@ def demo(
 
 app.command()(check)
 app.command()(fix)
+app.command()(synthesize)
 app.command()(preview)
 
 

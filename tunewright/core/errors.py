@@ -3,7 +3,7 @@
     TunewrightError            code, message, where, fix; exit status 2 unless noted
     ├── ConfigError            CONFIG_* REWARD_*               a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
-    ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
+    ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_* TEACHER_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     │   └── RunWaits           RUN_WAITS              trainings were printed; exit status 4
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
@@ -70,6 +70,7 @@ CODES: dict[str, str] = {
     "DATA_ROW_NOT_OBJECT": "a JSON row that is not an object",
     "DATA_SCHEMA": "data.answer_schema is not a JSON Schema that can be used",
     "DATA_SPECIAL_TOKEN_TEXT": "text that spells a special token and cannot be encoded as ordinary text",
+    "DATA_SYNTHETIC": "rows that a model wrote where rows that people wrote are needed: for the verdict",
     "DATA_TOOL_CALL": "a tool, or a tool call, without a function name or with arguments that are not an object",
     "DATA_TOO_DEEP": "JSON nested too deeply",
     "DATA_TOO_FEW": "too few rows to train and evaluate on",
@@ -121,6 +122,7 @@ CODES: dict[str, str] = {
     "SELFTEST_START": "the loss before the first step is not what its formula gives if policy and reference are equal",
     "SELFTEST_STOP": "a turn ends with a token that would not stop generation",
     "SPLIT_LEAK": "two of data.train, data.dev and data.test contain the same prompt, or nearly the same",
+    "TEACHER_MISMATCH": "the teacher's vocabulary or context does not fit the model that learns from it",
     "TEMPLATE_LOSES_CONTENT": "the chat template drops part of the row's text",
     "TEMPLATE_MISSING": "the rows are chats, but the model has no chat template",
     "TEMPLATE_NOT_PREFIX": "the inference prompt is not a prefix of the trained turn",

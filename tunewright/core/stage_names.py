@@ -30,6 +30,7 @@ STAGE_NAMES = (
     StageName("prove", "proven", "verdict.json"),
     StageName("pairs", "proven", "pairs.json", evidence=True),
     StageName("rewards", "proven", "rewards.json", evidence=True),
+    StageName("distillation", "proven", "distillation.json", evidence=True),
     StageName("crossfit", "proven", "crossfit.json", evidence=True),
     StageName("cleaning", "proven", "cleaning.json", evidence=True),
     StageName("mitigation", "proven", "mitigation.json", evidence=True),

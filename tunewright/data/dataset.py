@@ -23,7 +23,7 @@ from tunewright.data.audit import AuditResult, Finding
 from tunewright.data.label_noise import Noise
 from tunewright.data.messages import Chat, Example, Tool, is_reference
 from tunewright.data.metrics import METRICS
-from tunewright.data.remedies import prepared, repetitions
+from tunewright.data.remedies import prepared, repetitions, synthetic
 from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
@@ -111,6 +111,9 @@ class Dataset:
     def findings(self) -> tuple[Finding, ...]:
         """The findings of the audit, and those that depend on the split or on the schema of the answers."""
         findings = [*self.audit.findings, *(Finding("warning", v.code, v.message, v.rows) for v in self.violations)]
+        if (written := synthetic.sentence(self.examples, self.sides)) is not None:
+            rows = tuple(i for i, e in enumerate(self.examples) if e.author)
+            findings.append(Finding("notice", "SYNTHETIC", written, rows))
         if self.overlap:
             message = (
                 f"{split.SPAN} consecutive words of a training row occur in {counted(len(self.overlap), 'test row')}; "
@@ -183,6 +186,7 @@ def audited(config: Config, rows: Prepared) -> Dataset:
     main = rows.sides["train"]
     if (problem := audit.too_few(len(main), title(config.data.train))) is not None:
         raise DataError([problem])
+    synthetic.require_tested_on_people(config, rows.sides)
     everything = tuple(e for examples in rows.sides.values() for e in examples)
     came_from = [side for side, examples in rows.sides.items() for _ in examples]
     split.check_leaks(everything, came_from, rows.clusters.cluster)
@@ -221,9 +225,7 @@ def _sides(
     config: Config, everything: Sequence[Example], cluster: Sequence[int], came_from: Sequence[str]
 ) -> list[str]:
     main = everything[: came_from.count("train")]
-    dev = 0.0 if config.data.dev else config.split.dev
-    test = 0.0 if config.data.test else config.split.test
-    held_out = split.hold_out(main, cluster[: len(main)], dev, test)
+    held_out = split.hold_out(main, cluster[: len(main)], *synthetic.fractions(config))
     sides = list(came_from)
     for name, rows in (("train", held_out.train), ("dev", held_out.dev), ("test", held_out.test)):
         for i in rows:

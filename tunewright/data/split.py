@@ -26,14 +26,10 @@ class Split:
     test: tuple[int, ...]
 
 
-def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
-    """Assigns every row to a side. A cluster of near-duplicates is assigned as a unit, by one of its rows; a cluster
-    with more than a tenth of all rows (and over 5) goes to train, because it would make up most of dev or test.
-
-    ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train is
-    empty, or if test is empty but needed. With few rows, dev may be empty: training then has no dev loss and keeps its
-    last weights.
-    """
+def placed(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> dict[str, list[int]]:
+    """The rows of each side. A cluster of near-duplicates is assigned as a unit, by one of its rows, which people wrote
+    if they wrote any; a cluster with more than a tenth of all rows (and over 5) goes to train, because it would make up
+    most of dev or test, and one that models wrote goes to train instead of test."""
     members: dict[int, list[int]] = defaultdict(list)
     for i, c in enumerate(cluster):
         members[c].append(i)
@@ -41,15 +37,28 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
     for group in members.values():
         # The representative is chosen by a different hash than the one that places it: the smallest of many placing
         # hashes is small, and would send every large cluster to test.
-        representative = min((examples[i].question for i in group), key=content_hash)
+        by_people = [i for i in group if not examples[i].author]
+        representative = min((examples[i].question for i in by_people or group), key=content_hash)
         place = int(content_hash(f"{SALT}{representative}")[:16], 16) / 2**64
-        side = "test" if place < test else "dev" if place < test + dev else "train"
+        side = "test" if place < test and by_people else "dev" if test <= place < test + dev else "train"
         sides["train" if len(group) > max(SMALL_CLUSTER, len(examples) / 10) else side] += group
+    return sides
+
+
+def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
+    """Assigns every row to a side, as in `placed`.
+
+    ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train is
+    empty, or if test is empty but needed. With few rows, dev may be empty: training then has no dev loss and keeps its
+    last weights.
+    """
+    sides, groups = placed(examples, cluster, dev, test), len(set(cluster))
+    assert not any(examples[i].author for i in sides["test"]), "`remedies.synthetic` drops these"
     for side, wanted in (("train", 1.0), ("test", test)):
         if wanted and not sides[side]:
             raise data_error(
                 "DATA_TOO_FEW",
-                f"{len(members)} different questions are too few: none is left for {side}.",
+                f"{groups} different questions are too few: none is left for {side}.",
                 where=examples[0].where,
                 fix=f"provide more rows, or a larger split.{side}." if side != "train" else "provide more rows.",
             )

@@ -1,9 +1,9 @@
-"""Distillation: cross-entropy to a teacher's K most probable tokens at every supervised token (Hinton et al. 2015,
-1503.02531).
+"""Distillation: a teacher's probabilities at every supervised token as targets (Hinton et al. 2015, 1503.02531).
 
-The teacher's probabilities are computed once, before training, and stored with the row as its signal (`with_teacher`,
-called by the stage that distils). A row without a signal is a gold row: its teacher is its own answer, as one-hot
-probabilities, so both kinds of rows can mix in a batch.
+With a teacher in the plan (train.method=distill), they are those of the whole vocabulary (`teaching`). Otherwise a
+stage distils from the same model with another prompt: its K most probable tokens are computed once, before training,
+and stored with the row as its signal (`with_teacher`). A row without a signal is a gold row: its teacher is its own
+answer, as one-hot probabilities, so that rows can mix in a batch.
 
 Axes: N predicted tokens, M supervised tokens, K most probable tokens, V vocabulary.
 """
@@ -18,7 +18,7 @@ import torch
 
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Example
-from tunewright.methods import sft
+from tunewright.methods import sft, teaching
 from tunewright.methods.method import Loss, Progress
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
@@ -26,7 +26,7 @@ from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_pa
 from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
-K = 32
+K, SOFT = 32, "soft_MK"
 # Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the division into passes affects the
 # rounding of the stored probabilities, which must not depend on the memory that happens to be free.
 TEACHER_TOKENS_PER_PASS = 1024
@@ -43,8 +43,9 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 
 
 def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing: rows with a teacher already have their signal. ``model`` is the student, so it could not be computed."""
-    return list(rows)
+    """What the plan's teacher computes. Without one, nothing: rows already have their signal, which ``model``, the
+    student, could not compute."""
+    return teaching.with_teacher(model, rows, plan, progress) if plan.teacher is not None else list(rows)
 
 
 @torch.inference_mode()
@@ -73,7 +74,7 @@ def with_teacher(
             row = student_rows[i]
             assert row.supervised == teacher_rows[i].supervised, "teacher and student supervise the same tokens"
             student = replace(row, weights=tuple(w * weight for w in row.weights))
-            signal = {"soft_MK": soft_NK[at], "prob_MK": prob_NK[at].astype(np.float32)}
+            signal = {SOFT: soft_NK[at], "prob_MK": prob_NK[at].astype(np.float32)}
             done[i] = TrainRow((student,), row.row, signal)
         progress(len(group))
     return [done[i] for i in range(len(teacher_rows))]
@@ -85,15 +86,25 @@ def microbatches(
     """Microbatches of gold rows, then of rows with a signal. Predictions that `to_microbatch` merges have the same
     teacher: with a signal because they follow the same text, in gold rows because the target is the teacher."""
     parts: list[Microbatch] = []
-    for with_signal in (False, True):
-        mine = [i for i in chosen if bool(rows[i].signal) is with_signal]
+    for kind in ("", SOFT, teaching.ROWS):
+        mine = [i for i in chosen if _kind(rows[i]) == kind]
         assert all(len(rows[i].sequences) == 1 for i in mine), "a row of another method is not an answer to imitate"
         for group in split_into_passes(units_of(rows, mine), plan.tokens_per_pass, plan.layout):
             part = [rows[i] for i in group]
             microbatch = to_microbatch(flat(part), plan.layout)
-            signal = _teacher_signal(part, microbatch) if with_signal else _gold_signal(microbatch)
-            parts.append(replace(microbatch, signal=signal))
+            parts.append(replace(microbatch, signal=_signal(kind, part, microbatch)))
     return parts
+
+
+def _kind(row: TrainRow) -> str:
+    """The name of the row's signal; empty for a gold row."""
+    return next((kind for kind in (SOFT, teaching.ROWS) if kind in row.signal), "")
+
+
+def _signal(kind: str, rows: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
+    if kind == teaching.ROWS:
+        return teaching.signal(rows, microbatch)
+    return _teacher_signal(rows, microbatch) if kind == SOFT else _gold_signal(microbatch)
 
 
 def _gold_signal(microbatch: Microbatch) -> Signal:
@@ -107,7 +118,7 @@ def _gold_signal(microbatch: Microbatch) -> Signal:
 
 def _teacher_signal(rows: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
     first_N = np.unique(microbatch.prediction_M, return_index=True)[1]
-    soft_MK, prob_MK = (np.concatenate([r.signal[name] for r in rows]) for name in ("soft_MK", "prob_MK"))
+    soft_MK, prob_MK = (np.concatenate([r.signal[name] for r in rows]) for name in (SOFT, "prob_MK"))
     return {"soft_NK": soft_MK[first_N], "prob_NK": prob_MK[first_N]}
 
 
@@ -117,6 +128,9 @@ def weight(microbatch: Microbatch) -> float:
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+    if teaching.PASS in microbatch.signal:
+        return teaching.loss(model, microbatch, plan)
+    assert plan.teacher is None, "rows of a run with a teacher were read by it"
     soft_NK, prob_NK, weight_N = (
         forward.on_device(model, x)
         for x in (microbatch.signal["soft_NK"], microbatch.signal["prob_NK"], microbatch.weight_N)

@@ -24,7 +24,7 @@ class LanguageModel:
     computed (`decoding.fused.step_kernel`). ``sharded``: whether the layers' weights are in shards on several
     processes, and there only while a layer is called as a module. ``encoder``: each token sees both sides, and the
     module has no output head. ``pooling``: how an encoder's head reads a row; None: at the predicted tokens, as others
-    do.
+    do. ``teacher_VE``: the output head of the teacher that the model learns from, which is not trained.
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.
@@ -37,6 +37,7 @@ class LanguageModel:
     sharded: bool = False
     encoder: bool = False
     pooling: Pooling | None = None
+    teacher_VE: torch.Tensor | None = None
 
     @property
     def device(self) -> torch.device:

@@ -41,12 +41,12 @@ def head_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, wei
     """`cross_entropy` of hidden_ND @ head_VD.T, by `head_nats`."""
     nats_N = head_nats(hidden_ND, head_VD, target_N, weight_N)
     total = nats_N.new_zeros(())
-    for part in torch.split(nats_N, _rows(hidden_ND, head_VD)):
+    for part in torch.split(nats_N, rows_at_once(hidden_ND, head_VD)):
         total = total + part.sum()
     return total
 
 
-def _rows(hidden_ND: Tensor, head_VD: Tensor) -> int:
+def rows_at_once(hidden_ND: Tensor, head_VD: Tensor) -> int:
     """Rows of logits that exist at a time."""
     return CHUNK if hidden_ND.device.type == "cpu" else max(CHUNK, CHUNK_NUMBERS // len(head_VD))
 
@@ -58,7 +58,7 @@ class _HeadNats(torch.autograd.Function):
         weight_N = weight_N.to(wide)
         nats_N = torch.empty(len(target_N), dtype=wide, device=hidden_ND.device)
         grad_ND = torch.empty_like(hidden_ND) if hidden_ND.requires_grad else None
-        rows = _rows(hidden_ND, head_VD)
+        rows = rows_at_once(hidden_ND, head_VD)
         for start in range(0, len(target_N), rows):
             part = slice(start, start + rows)
             logits_nV = (hidden_ND[part] @ head_VD.T).to(wide)

@@ -112,6 +112,7 @@ def _evidence(verdict: Verdict) -> dict[str, object]:
         "curve": verdict.learning_curve,
         "pairs": verdict.pairs,
         "rewards": verdict.rewards,
+        "taught": verdict.distillation,
         "crossfit": verdict.crossfit,
         "cleaning": verdict.cleaning,
         "calibration": verdict.calibration,

@@ -281,11 +281,14 @@ def _note(answered: ScoreLine) -> str:
 
 def settings(plan: Plan) -> list[tuple[str, str, str]]:
     """(name, value, reason) of everything the plan fixed, without what is empty."""
-    elsewhere = ("reasons", "estimate", "adapter", "options", "embed")
+    elsewhere = ("reasons", "estimate", "adapter", "options", "embed", "teacher")
     rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in elsewhere]
     rows += [(name, _shown(value), "") for name, value in plan.options]
     rows += [(f"embed.{name}", _shown(value), "") for name, value in plan.embed or ()]
     rows += [(f"adapter.{k}", _shown(value), plan.reasons.get(f"adapter.{k}", "")) for k, value in plan.adapter]
+    if plan.teacher:
+        rows.append(("teacher", f"{plan.teacher.title}, sha256 {plan.teacher.sha256[:16]}", ""))
+        rows += [(f"distill.{k}", _shown(value), "") for k, value in plan.teacher.settings if k != "teacher"]
     if plan.estimate:
         expected = f"{plan.estimate.train_seconds:.0f} s, {plan.estimate.peak_gb:.1f} GB"
         rows.append(("estimate", expected, plan.estimate.reason))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from tunewright.core import run_folder
-from tunewright.core.config import Plan
+from tunewright.core.config import Plan, Teacher
 from tunewright.core.console import Console
 from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
@@ -27,10 +27,11 @@ from tunewright.judge.evaluate import decoded_together, score_arm, score_writers
 from tunewright.judge.search.encoding import encode
 from tunewright.judge.search.stored_vectors import StoredVectors
 from tunewright.model.decoding.generate import Decoding, stop_ids
+from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
-from tunewright.runtime.weights import Weights, base, start
+from tunewright.runtime.weights import Weights, base, start, teacher
 from tunewright.train import planning
 
 
@@ -88,6 +89,8 @@ class Answers:
         answering = weights if first.arm.uses_adapter else base(self.plan, first.arm.full_precision)
         if first.arm.from_start:
             answering = start(self.run, self.plan)
+        elif first.arm.teacher:
+            answering = teacher(self.plan)
         suffix = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
         keys = [self._key(answering, arm) + suffix for arm in arms]
         cached = [_cached(request, key) for request, key in zip(requests, keys, strict=True)]
@@ -123,17 +126,20 @@ class Answers:
     @contextmanager
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
         """A model with these weights that answers as in every arm: in the plan's batches."""
+        facts = self.plan.teacher if weights.teacher else None
         with self.models.at(weights) as model:
-            yield self.answering(model, max_new_tokens)
+            yield self.answering(model, max_new_tokens, facts)
 
-    def answering(self, model: LanguageModel, max_new_tokens: int | None = None) -> ChatModel:
-        """The same for a given model, of whatever weights."""
+    def answering(
+        self, model: LanguageModel, max_new_tokens: int | None = None, teacher: Teacher | None = None
+    ) -> ChatModel:
+        """The same for a given model, of whatever weights; or for the ``teacher``."""
         template = self.inputs.template
-        decoding = self._decoding(stop_ids(model, template.eos), max_new_tokens)
+        decoding = self._decoding(stop_ids(model, template.eos), max_new_tokens, teacher or self.inputs.facts)
         return ChatModel(model, template, decoding, self.plan)
 
-    def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None) -> Decoding:
-        plan, facts = self.plan, self.inputs.facts
+    def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None, facts: Facts | Teacher) -> Decoding:
+        plan = self.plan
         return Decoding(
             plan.max_new_tokens if max_new_tokens is None else max_new_tokens,
             stop,
@@ -179,8 +185,8 @@ def _groups(arms: Sequence[Arm]) -> list[list[int]]:
     """The numbers of the arms that are decoded together."""
     groups: dict[object, list[int]] = {}
     for n, arm in enumerate(arms):
-        together = (arm.uses_adapter, arm.full_precision, arm.from_start) if decoded_together(arm) else arm.name
-        groups.setdefault(together, []).append(n)
+        weights = arm.uses_adapter, arm.full_precision, arm.from_start, arm.teacher
+        groups.setdefault(weights if decoded_together(arm) else arm.name, []).append(n)
     return list(groups.values())
 
 

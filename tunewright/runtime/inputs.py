@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import EMBEDDING, HEADS, RANKERS, REWARDED, Config
+from tunewright.core.config import DISTILLED, EMBEDDING, HEADS, RANKERS, REWARDED, Config
 from tunewright.core.config.method_settings import check_model
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Receipt, Side
@@ -119,6 +119,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         config.adapter.start is not None,
         config.train.method in HEADS,
         unprompted=_unprompted(facts) if template.encoder else "",
+        taught=config.train.method in DISTILLED,
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:

@@ -14,7 +14,7 @@ from torch import nn
 from tunewright.core.config import AdapterConfig, Kernels, Plan
 from tunewright.model import adapters, fused_llama, language_model, loading, several
 from tunewright.model.facts import Facts
-from tunewright.model.heads import vectors
+from tunewright.model.heads import teacher, vectors
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.weights import Weights
 from tunewright.train import checkpoints
@@ -33,11 +33,17 @@ class Models:
             None  # values that take long to compute, and of what
         )
         self.initial_seconds = 0.0  # that they took
+        self._teacher: tuple[object, torch.Tensor] | None = None  # an output head, and whose it is
         self._loaded: str | None = None  # sha256 of the weights in it; None: unknown, or being trained
 
     @contextmanager
     def at(self, weights: Weights) -> Iterator[LanguageModel]:
         """A model that computes with exactly these weights. Raises RUN_DAMAGED if their file has changed."""
+        if weights.teacher:
+            assert weights.plan.teacher is not None
+            dtype = loading.torch_dtype(weights.plan.dtype)
+            yield teacher.load(weights.plan.teacher, dtype, torch.device(self._device))
+            return
         if weights.full_precision and self._facts.packed:
             dtype = loading.torch_dtype(weights.plan.dtype)
             yield loading.load(self._facts.path, dtype, self._device)  # too large to be kept
@@ -65,7 +71,16 @@ class Models:
         self._initialise(model.module, plan)
         model.module.zero_grad(set_to_none=True)  # what an earlier training has left
         self._loaded = None
-        return model
+        return self.taught(model, plan)
+
+    def taught(self, model: LanguageModel, plan: Plan) -> LanguageModel:
+        """The model with the output head of the plan's teacher, if it has one."""
+        if plan.teacher is None:
+            return model
+        key = plan.teacher.sha256, plan.dtype
+        if self._teacher is None or self._teacher[0] != key:
+            self._teacher = key, teacher.head(plan.teacher, loading.torch_dtype(plan.dtype), model.device)
+        return dataclasses.replace(model, teacher_VE=self._teacher[1])
 
     def _initialise(self, module: nn.Module, plan: Plan) -> None:
         if plan.adapter.init == "zero":
@@ -102,7 +117,7 @@ class Models:
 
     def release(self) -> None:
         """Free the memory of the modules; they are loaded again when they are needed."""
-        self._adapted = self._base = self._kind = self._loaded = None
+        self._adapted = self._base = self._kind = self._loaded = self._teacher = None
         torch.cuda.empty_cache()
 
     @contextmanager

@@ -16,18 +16,26 @@ from tunewright.core.run_folder import Run, sha256
 class Weights:
     """``plan``: the plan of the model that they belong to (adapter, dtype, kernels). ``file``: None for the base model.
     ``sha256``: of the file, as training recorded it. ``scale``: the trained update is multiplied by it; 1 is the
-    update as trained. ``full_precision``: those of the base as they are in its files, whatever the run packs."""
+    update as trained. ``full_precision``: those of the base as they are in its files, whatever the run packs.
+    ``teacher``: those of the plan's teacher."""
 
     plan: Plan
     file: Path | None = None
     sha256: str = ""
     scale: float = 1.0
     full_precision: bool = False
+    teacher: bool = False
 
 
 def base(plan: Plan, full_precision: bool = False) -> Weights:
     """The base model, in the plan's dtype."""
     return Weights(plan, full_precision=full_precision)
+
+
+def teacher(plan: Plan) -> Weights:
+    """The plan's teacher."""
+    assert plan.teacher is not None
+    return Weights(plan, sha256=plan.teacher.sha256, teacher=True)
 
 
 def at_scale(run: Run, plan: Plan, scale: float) -> Weights:

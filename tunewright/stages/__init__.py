@@ -4,6 +4,7 @@ from tunewright.stages import check, cost, export, forgetting, plan, prove, repo
 from tunewright.stages.experiments import (
     cleaning,
     crossfit,
+    distillation,
     learning_curve,
     mitigation,
     pairs,
@@ -22,6 +23,7 @@ STAGES: tuple[Stage, ...] = (
     prove.STAGE,
     pairs.STAGE,
     rewards.STAGE,
+    distillation.STAGE,
     crossfit.STAGE,
     cleaning.STAGE,
     mitigation.STAGE,

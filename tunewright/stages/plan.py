@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tunewright.core import records, swept
-from tunewright.core.config import HEADS, RANKERS, REWARDED, Plan
+from tunewright.core.config import DISTILLED, HEADS, RANKERS, REWARDED, Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -16,12 +16,14 @@ from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
 from tunewright.model.adapting import stored
+from tunewright.model.heads import teacher
 from tunewright.runtime import receipt, rollouts
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
 from tunewright.stages.experiments import prompt_distillation
 from tunewright.stages.stage import Stage
+from tunewright.tokens.sequences import flat
 from tunewright.train import planning, preflight, profile, selftest
 from tunewright.train.recipe import RowStats
 
@@ -43,6 +45,10 @@ def make_plan(setup: Setup) -> Plan:
         one = ("reward",) if plan.method in RANKERS else ("value",)
         labels = context.data.task.labels or context.data.task.label_set or one
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
+    if plan.method in DISTILLED:
+        rows, size = flat([*inputs.rows["train"], *inputs.rows["dev"]]), planning.each_of(plan.dtype)
+        taught = teacher.described(context.config.distill, inputs.facts, inputs.template, rows, size)
+        plan = plan.model_copy(update={"teacher": taught})
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
@@ -123,6 +129,11 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     say(f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({epochs}), lr {plan.lr:g}, {kind}")
     if plan.adapter.start is not None:
         say(f"      continues from the adapter in {plan.adapter.start}; {plan.reasons['adapter.start']}")
+    if (t := plan.teacher) is not None:
+        say(
+            f"      learns from {t.title} ({t.parameters / 1e6:.0f} million parameters), which reads the rows before "
+            f"training; {t.gigabytes:.2f} GB of what it computes, and of its output head, are kept in memory"
+        )
     if plan.adapter.init != "zero":
         spent = duration(setup.models.initial_seconds)
         say(f"      initial values ({plan.adapter.init}): {spent}, again whenever a process starts to train")

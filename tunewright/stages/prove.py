@@ -89,7 +89,8 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
     chosen = {
         family: choose_variant(variants, on_dev, metric.higher_is_better) for family, variants in inputs.arms.items()
     }
-    decoded = {f: decodings.candidates(arm, work.data.task, work.config.prove.decoding) for f, arm in chosen.items()}
+    own = {f: arm for f, arm in chosen.items() if not arm.branch}  # a branch is not trained yet
+    decoded = {f: decodings.candidates(arm, work.data.task, work.config.prove.decoding) for f, arm in own.items()}
     several = inputs.dev and work.config.prove.evidence != "plain"
     tried = {f: candidates if several else candidates[:1] for f, candidates in decoded.items() if candidates}
     comparable = [f for f in tried if chosen[f].can_be_comparator and len(untrained) > 1]
@@ -100,6 +101,10 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
         values = {name: decodings.value(scores) for name, scores in answered.items()}
         chosen[family] = choose_variant(candidates, values, higher_is_better=True)
         on_dev |= {name: mean(scores) for name, scores in answered.items() if family in comparable}
+    for family, arm in chosen.items():
+        if arm.branch:
+            decoding = [chosen["tuned"].decoding]
+            chosen[family] = next(iter(decodings.candidates(arm, work.data.task, decoding)), arm)
     return on_dev, chosen
 
 

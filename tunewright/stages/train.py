@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 from tunewright.core import records, run_folder, swept
-from tunewright.core.config import PREFERENCE, RATED, REWARDED, Plan
+from tunewright.core.config import DISTILLED, PREFERENCE, RATED, REWARDED, Plan
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
@@ -65,10 +65,10 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
 
 
 def _precomputed(work: Work, training: loop.TrainingInputs) -> loop.TrainingInputs:
-    if work.plan.method not in (*PREFERENCE, *RATED):
+    if work.plan.method not in (*PREFERENCE, *RATED, *DISTILLED):
         return loop.with_precomputed(training)
-    rows = len(training.rows) + len(training.dev)
-    with work.console.bar("before", rows, unit="rows read by the model before training") as tick:
+    rows, who = len(training.rows) + len(training.dev), "teacher" if work.plan.teacher else "model"
+    with work.console.bar("before", rows, unit=f"rows read by the {who} before training") as tick:
         return loop.with_precomputed(training, tick)
 
 

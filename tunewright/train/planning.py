@@ -372,7 +372,11 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float, devic
     if plan.method in REWARDED:
         sizes = sizes.with_samples(plan.options.num_generations, plan.max_new_tokens)
     kept = _kept(facts, plan.dtype, plan.adapter.kind, plan.optimizer)
+    if plan.teacher is not None:
+        kept += 1e9 * plan.teacher.gigabytes
     need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
+    if plan.teacher is not None:  # which reads the rows before training
+        need = max(need, kept + each_of(plan.dtype) * plan.teacher.parameters)
     if need * CERTAIN <= free:
         return
     smallest = max(sizes.longest, 256)

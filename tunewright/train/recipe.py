@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from tunewright.core.config import EMBEDDING, HEADS, PAIRED, PREFERENCE, RANKERS, RATED, REWARDED, Config
+from tunewright.core.config import (
+    DISTILLED,
+    EMBEDDING,
+    HEADS,
+    PAIRED,
+    PREFERENCE,
+    RANKERS,
+    RATED,
+    REWARDED,
+    Config,
+)
 from tunewright.core.errors import ConfigError, data_error
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
@@ -24,7 +34,7 @@ REWARDED_STEPS = 100  # of samples; tinker-cookbook's recipes of format and leng
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself. Of
 # rewards, TRL's rate with LoRA is 1e-5 and tinker-cookbook's are 2e-5 to 1e-4. TRL's for reward models is 1e-4.
 RATES = {
-    **dict.fromkeys(("sft", *HEADS, *EMBEDDING), 1.0),
+    **dict.fromkeys(("sft", *HEADS, *EMBEDDING, *DISTILLED), 1.0),
     **dict.fromkeys((*PREFERENCE, *RATED), 0.05),
     "orpo": 0.5,
     **dict.fromkeys(RANKERS, 0.5),

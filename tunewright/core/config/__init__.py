@@ -3,8 +3,9 @@
 from tunewright.core.config.adapter_kinds import PeftKind
 from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
-from tunewright.core.config.plan import Estimate, Plan
+from tunewright.core.config.plan import Estimate, Plan, Teacher
 from tunewright.core.config.schema import (
+    DISTILLED,
     EMBEDDING,
     HEADS,
     PAIRED,
@@ -17,6 +18,8 @@ from tunewright.core.config.schema import (
     Config,
     CostConfig,
     DataConfig,
+    DistillConfig,
+    Divergence,
     EmbedConfig,
     ExperimentsConfig,
     ExportConfig,
@@ -35,6 +38,7 @@ from tunewright.core.config.schema import (
 from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
+    "DISTILLED",
     "EMBEDDING",
     "HEADS",
     "PAIRED",
@@ -47,6 +51,8 @@ __all__ = [
     "Config",
     "CostConfig",
     "DataConfig",
+    "DistillConfig",
+    "Divergence",
     "EmbedConfig",
     "Estimate",
     "ExperimentsConfig",
@@ -63,6 +69,7 @@ __all__ = [
     "SamplerConfig",
     "SplitConfig",
     "SweepConfig",
+    "Teacher",
     "TrainConfig",
     "absolute",
     "fields",

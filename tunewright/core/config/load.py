@@ -12,9 +12,11 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import adapter_kinds, method_settings, sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, TEMPLATES, Config
+from tunewright.core.config.schema import PATH, TEMPLATES, Config, DistillConfig
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
+
+MODELS = ((Config, "model"), (DistillConfig, "teacher"))  # settings that name a model
 
 
 def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), **given: Any) -> Config:
@@ -133,15 +135,17 @@ def absolute(config: Config) -> Config:
     """The config with absolute paths, so that a run can be resumed from any working directory."""
     data = config.model_dump()
     _anchor_paths(data, Path.cwd())
-    # The model may also be a Hub id or the name of the embedded model.
-    if (path := Path(config.model)).exists() and config.model != Config.model_fields["model"].default:
-        data["model"] = str(path.resolve())
+    # A model may also be a Hub id or the name of the embedded model.
+    embedded = Config.model_fields["model"].default
+    for section, key in ((data, "model"), (data["distill"], "teacher")):
+        if (name := section[key]) not in ("", embedded) and Path(name).exists():
+            section[key] = str(Path(name).resolve())
     return Config.model_validate(data)
 
 
 def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Config) -> None:
-    """Resolve paths relative to ``base``, in place; URLs stay as they are. The model counts as a path only if it starts
-    with a dot."""
+    """Resolve paths relative to ``base``, in place; URLs stay as they are. A model, or a teacher, counts as a path only
+    if it starts with a dot."""
     for name, field in model.model_fields.items():
         value = data.get(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -149,7 +153,7 @@ def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Con
                 _anchor_paths(value, base, field.annotation)
         elif name == "template" and value in TEMPLATES:
             pass
-        elif _is_path(field) or (name == "model" and model is Config and str(value).startswith(".")):
+        elif _is_path(field) or ((model, name) in MODELS and str(value).startswith(".")):
             if isinstance(value, str) and value:
                 data[name] = locations.anchored(value, base)
             elif isinstance(value, list):

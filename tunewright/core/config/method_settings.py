@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunewright.core.config.schema import (
+    DISTILLED,
     EMBEDDING,
     ENCODED,
     HEADS,
@@ -14,6 +15,7 @@ from tunewright.core.config.schema import (
     REFERENCED,
     REWARDED,
     Config,
+    DistillConfig,
     MethodOptions,
     ProveConfig,
 )
@@ -68,9 +70,28 @@ def check(config: Config, conflict: Conflict) -> None:
         message = f"experiments.raft chooses among samples, which train.method={method} does not draw."
         raise conflict("experiments.raft", message, "leave it out, or set train.method=grpo.")
     _check_embedding(config, conflict)
+    _check_distilled(config, conflict)
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
+
+
+def _check_distilled(config: Config, conflict: Conflict) -> None:
+    """A teacher where one is learned from, and nowhere else."""
+    method, given = config.train.method, config.distill
+    changed = [name for name in DistillConfig.model_fields if getattr(given, name) != getattr(DistillConfig(), name)]
+    if method not in DISTILLED and changed:
+        fix = "remove it, or set train.method=distill."
+        raise conflict(f"distill.{changed[0]}", f"train.method={method} does not read distill.{changed[0]}.", fix)
+    if method in DISTILLED and not given.teacher:
+        fix = "name the model to learn from: distill.teacher=FOLDER."
+        raise conflict("distill.teacher", f"train.method={method} needs distill.teacher.", fix)
+    if method in DISTILLED and config.train.fsdp:
+        message = f"train.method={method} does not support train.fsdp."
+        raise conflict("train.fsdp", message, "leave it at false.")
+    if "beta" in changed and given.divergence != "jsd":
+        message = f"distill.divergence={given.divergence} does not read distill.beta."
+        raise conflict("distill.beta", message, "remove it, or set distill.divergence=jsd.")
 
 
 def _check_rated(config: Config, conflict: Conflict) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_serializer
 
-from tunewright.core.config.schema import AdapterConfig, EmbedConfig, Growing, Kernels, MethodOptions, Recompute
+from tunewright.core.config.schema import (
+    AdapterConfig,
+    DistillConfig,
+    EmbedConfig,
+    Frozen,
+    Growing,
+    Kernels,
+    MethodOptions,
+    Recompute,
+)
 
 
 class Estimate(Growing):
@@ -24,21 +34,45 @@ class Estimate(Growing):
     ranks: dict[int, float] = Field(default_factory=dict)
 
 
+class Teacher(Frozen):
+    """The model that train.method=distill learns from, as it was when the run was planned. ``sha256``: of its files;
+    ``hidden``: numbers of a hidden state; ``vocabulary``: the tokens that the divergence covers, which both models
+    have; ``packable``, ``shareable``, ``window``: as in `model.facts.Facts`; ``gigabytes``: of the hidden states and
+    the output head, in memory while the run trains."""
+
+    name: str
+    path: str
+    sha256: str
+    parameters: int
+    hidden: int
+    vocabulary: int
+    packable: bool
+    shareable: bool
+    window: int | None
+    gigabytes: float
+    settings: DistillConfig
+
+    @property
+    def title(self) -> str:
+        """The name without folders of this machine."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+
 class Plan(Growing):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
     ``options``: the settings that only the method reads. ``labels``: of the outputs of a head, in their order; empty
     without a head. ``standardised``: mean and standard deviation of the training answers, in whose units a head gives
     numbers. ``embed``: how texts become vectors, if the model gives them. ``pooling``: how an encoder's hidden states
-    become what the head reads, or a vector. ``rows`` and ``tokens`` count training rows and their tokens;
-    ``supervised_tokens`` counts the targets among them.
+    become what the head reads, or a vector. ``teacher``: of train.method=distill. ``rows`` and ``tokens`` count
+    training rows and their tokens; ``supervised_tokens`` counts the targets among them.
     ``fsdp``: whether several processes keep the base's layers in shards.
     ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
-    ADDED = ("options", "labels", "standardised", "embed", "optimizer", "adapt_threads", "fsdp", "pooling")
+    ADDED = ("options", "labels", "standardised", "embed", "teacher", "optimizer", "adapt_threads", "fsdp", "pooling")
 
     method: str
     rows: int
@@ -70,6 +104,7 @@ class Plan(Growing):
     standardised: tuple[float, float] | None = None
     embed: EmbedConfig | None = None
     pooling: Literal["cls", "mean", "last"] | None = None
+    teacher: Teacher | None = None
     optimizer: Literal["adamw", "adamw8"] = "adamw"
     fsdp: bool = False
     adapt_threads: bool = False

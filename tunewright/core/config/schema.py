@@ -55,6 +55,7 @@ Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
 # From the fastest on.
 Kernels = Literal["compiled", "flex", "fused", "transformers"]
+Divergence = Literal["forward", "reverse", "jsd"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 PATH = "path"
@@ -258,7 +259,7 @@ class AdapterConfig(Frozen):
 
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
-OtherMethod = Literal["sft", "embed", "kto", "grpo"]
+OtherMethod = Literal["sft", "embed", "distill", "kto", "grpo"]
 PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
 RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
@@ -272,6 +273,7 @@ ENCODED = (*HEADS[:4], *EMBEDDING)  # methods that can train an encoder
 RANKERS = ("reward_model",)  # whose head gives answers a score
 PAIRED = (*PREFERENCE, *RANKERS)  # learn from a chosen and a rejected answer
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
+DISTILLED = ("distill",)  # learns a teacher's next-token distribution
 
 
 class MethodOptions(Growing):
@@ -347,9 +349,9 @@ class TrainConfig(MethodOptions):
         "sft",
         description="Training method: sft is supervised fine-tuning; classify, multilabel, regress and tag train a "
         "head, for rows whose answers are labels, sets of labels, numbers or a tag for each word; embed trains vectors "
-        "of texts, for search; grpo learns from rewards of what the model writes; kto learns from answers that are "
-        "desirable or undesirable; the others learn from pairs of a chosen and a rejected answer, reward_model to give "
-        "answers a score.",
+        "of texts, for search; distill learns a larger model's probabilities (distill.teacher) on the rows; grpo "
+        "learns from rewards of what the model writes; kto learns from answers that are desirable or undesirable; the "
+        "others learn from pairs of a chosen and a rejected answer, reward_model to give answers a score.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -442,6 +444,27 @@ class RewardConfig(Frozen):
         "be worse by this one, the verdict is HACKED.",
     )
     sampler: SamplerConfig = SamplerConfig()
+
+
+class DistillConfig(Frozen):
+    """Read by train.method=distill."""
+
+    teacher: str = Field(
+        "",
+        description="The model to learn from, with the same vocabulary: a model folder, a Hub id[@revision], a .gguf "
+        "file, smollm2-135m, or the folder of a run with a merged export.",
+    )
+    divergence: Divergence = Field(
+        "forward",
+        description="What is minimised, at every target: forward is KL(teacher || model), reverse is KL(model || "
+        "teacher), jsd is the generalized Jensen-Shannon divergence between them.",
+    )
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="jsd: beta * KL(teacher || m) + (1 - beta) * KL(model || m), m = beta * teacher + (1 - beta) * "
+        "model.",
+    )
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="The logits of both are divided by it.")
 
 
 class CheckpointConfig(Frozen):
@@ -656,6 +679,7 @@ class Config(Frozen):
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     reward: RewardConfig = RewardConfig()
+    distill: DistillConfig = DistillConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()
     forget: ForgetConfig = ForgetConfig()

@@ -84,7 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, Ratings, SftOnChosen
+from tunewright.core.records.pairs import PAIRS, Distillation, PairMeasure, Pairs, Ratings, ScoreComparison, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.rollouts import (
     REWARDS,
@@ -185,6 +185,7 @@ __all__ = [
     "CoveragePoint",
     "CurvePoint",
     "DevNats",
+    "Distillation",
     "Doubling",
     "Drift",
     "Event",
@@ -254,6 +255,7 @@ __all__ = [
     "RolloutStart",
     "RunFile",
     "Rung",
+    "ScoreComparison",
     "ScoreLine",
     "SelfTest",
     "SelfTestFinding",

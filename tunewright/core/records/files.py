@@ -27,7 +27,7 @@ from tunewright.core.records.evidence import (
     PROMPT_DISTILLATION,
 )
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
-from tunewright.core.records.pairs import PAIRS
+from tunewright.core.records.pairs import DISTILLATION, PAIRS
 from tunewright.core.records.people import Choice, JudgeLine, Preferences
 from tunewright.core.records.rollouts import REWARDS, ROLLOUT, GradeLine
 from tunewright.core.records.score import RegressionLine, ScoreLine
@@ -91,6 +91,7 @@ FILES: tuple[RunFile, ...] = (
     _file("scores/rerun/*.jsonl", ScoreLine, "answers to some test rows, a second time", lines=True),
     _file("forgetting.json", FORGETTING, "what was forgotten"),
     _file("verdict.json", Verdict, "the verdict, with every number behind it"),
+    _file("distillation.json", DISTILLATION, "how close the run came to its teacher"),
     _file("pairs.json", PAIRS, "what training on preferences or ratings did to the answers of the test rows"),
     _file("rewards.json", REWARDS, "what training on rewards did, besides the verdict"),
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),

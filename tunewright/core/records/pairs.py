@@ -79,4 +79,32 @@ class Ratings(Record):
     sft_on_desirable: SftOnChosen | None = Field(description="Null with prove.evidence=plain.")
 
 
+class ScoreComparison(PairMeasure):
+    """Test scores by the task's metric, of the run and of another arm."""
+
+    verdict: VerdictWord = Field(description="Verdict on the difference; PRACTICALLY EQUAL: within the margin.")
+
+
+class Distillation(Record):
+    """How close the run came to its teacher."""
+
+    measured: Literal[True] = Field(True, description="Always true.")
+    teacher: str = Field(description="The teacher, as it was configured, without its folder.")
+    divergence: str = Field(description="What was minimised: forward, reverse or jsd.")
+    rows: int = Field(description="Test rows on which the divergence was measured.")
+    nats: PairMeasure = Field(
+        description="Divergence per token of the reference answers, in nats, compared with the model before training."
+    )
+    nats_of_sft: PairMeasure | None = Field(
+        description="The same, compared with fine-tuning on the same rows; null with prove.evidence=plain."
+    )
+    teacher_score: ScoreComparison | None = Field(
+        description="Compared with the teacher's own answers; null with prove.evidence=plain, or for documents."
+    )
+    sft_score: ScoreComparison | None = Field(
+        description="Compared with fine-tuning on the same rows, in as many steps; null likewise."
+    )
+
+
 PAIRS: TypeAdapter[Pairs | Ratings | NotMeasured] = TypeAdapter(Measured[Pairs | Ratings])
+DISTILLATION: TypeAdapter[Distillation | NotMeasured] = TypeAdapter(Measured[Distillation])

@@ -16,7 +16,7 @@ from tunewright.core.records.evidence import (
     Mitigation,
     PromptDistillation,
 )
-from tunewright.core.records.pairs import Pairs, Ratings
+from tunewright.core.records.pairs import Distillation, Pairs, Ratings
 from tunewright.core.records.rollouts import Rewards
 from tunewright.core.records.score import FieldCounts
 from tunewright.core.records.voice import TopicContrast, Voice
@@ -256,6 +256,7 @@ class Verdict(Record):
     mitigation: Measured[Mitigation] | None = Field(None, description="Copy of mitigation.json.")
     pairs: Measured[Pairs | Ratings] | None = Field(None, description="Copy of pairs.json.")
     rewards: Measured[Rewards] | None = Field(None, description="Copy of rewards.json.")
+    distillation: Measured[Distillation] | None = Field(None, description="Copy of distillation.json.")
     crossfit: AnyCrossfit | None = Field(None, description="Copy of crossfit.json.")
     cleaning: AnyCleaning | None = Field(None, description="Copy of cleaning.json.")
     prompt_distillation: Measured[PromptDistillation] | None = Field(

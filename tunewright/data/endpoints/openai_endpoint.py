@@ -34,7 +34,8 @@ class Refused(RunError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``fix``: what to do if a request fails. ``more``: further parameters of a request."""
+    """``temperature``: of the answers; ``fix``: what to do if a request fails. ``more``: further parameters of a
+    request."""
 
     url: str
     model: str
@@ -42,6 +43,11 @@ class Endpoint:
     concurrency: int = 8
     fix: str = "check prove.remote and its API key, or leave prove.remote out."
     more: tuple[tuple[str, Json], ...] = ()
+    temperature: float = 0.0
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
 
     @classmethod
     def of(cls, config: RemoteConfig) -> Endpoint:
@@ -83,7 +89,7 @@ class Reply:
 def ask(
     endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Callable[[int], None] = lambda _: None
 ) -> list[Reply]:
-    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses all requests,
+    """Replies in the order of the prompts. Raises REMOTE_FAILED if the endpoint refuses all requests,
     `MOST_REFUSED` before it answers one, or cannot be reached."""
     replies: dict[int, Reply] = {}
     for place, reply in ask_each(endpoint, prompts, limit):
@@ -161,7 +167,7 @@ def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int,
         "model": endpoint.model,
         "messages": [m.to_json(text_arguments=True) for m in prompt.messages],
         **({"tools": list(prompt.tools)} if prompt.tools else {}),
-        "temperature": 0,
+        "temperature": endpoint.temperature,
         "max_tokens": limit,
         **dict(endpoint.more),
     }

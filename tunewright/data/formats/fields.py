@@ -13,6 +13,9 @@ from tunewright.data.formats import notation
 from tunewright.data.messages import Json
 from tunewright.data.sources import Row
 
+SYNTHETIC = "synthetic"  # the field of rows that a model wrote
+NOT_SYNTHETIC, UNNAMED = ("", "false", "no", "0"), "a model without a name"
+
 
 def text(value: Json, name: str, where: str) -> str:
     """A text that is not blank."""
@@ -113,3 +116,18 @@ def decoded(value: Json, name: str, where: str, code: str = "DATA_TOOL_CALL") ->
         message = f"{name} is {wrong}: {excerpt(value, 0, 40)!r}."
         raise data_error(code, message, where=where, fix="write it as JSON, or set data.invalid=drop.") from None
     return decoded_value
+
+
+def author(row: Row) -> str:
+    """The model that wrote the answer, from the field `synthetic`, which `tunewright synthesize` writes; empty if the
+    row has none, or a value that denies it. Raises DATA_FIELD_TYPE."""
+    value = row.data.get(SYNTHETIC)
+    if isinstance(value, dict):
+        model, endpoint = value.get("model") or UNNAMED, value.get("endpoint")
+        return f"{model} at {endpoint}" if endpoint else str(model)
+    if isinstance(value, list | float):
+        message = f"{SYNTHETIC!r} says which model wrote the answer, and is {type_name(value)}."
+        fix = 'write {"model": NAME}, a name, true or false.'
+        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix=fix)
+    words = str("" if value is None else value).strip()
+    return "" if words.lower() in NOT_SYNTHETIC else UNNAMED if words.lower() in ("true", "yes", "1") else words

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.data.files.rows import Control
 from tunewright.data.formats import notation, unsupported
-from tunewright.data.formats.fields import cleaned_row, decoded
+from tunewright.data.formats.fields import SYNTHETIC, author, cleaned_row, decoded
 from tunewright.data.messages import Example, Json
 from tunewright.data.sources import Row
 
@@ -108,7 +108,8 @@ class RowFormat:
                 fix = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
                 message = f"the field {name!r} of a {self.name} row is missing; the row has {list(row.data)[:8]}."
                 raise data_error("DATA_FIELD_MISSING", message, where=row.where, fix=fix)
-        return self.build(row, how)
+        example = self.build(row, how)
+        return replace(example, author=author(row)) if SYNTHETIC in row.data else example
 
     def unused(self, data: Fields) -> set[str]:
         """Fields of a row, and of its messages, that have a value but that `read` did not use."""

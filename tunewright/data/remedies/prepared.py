@@ -18,7 +18,7 @@ from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.formats.fields import cleaned_row
 from tunewright.data.messages import Chat, is_reference
 from tunewright.data.near_duplicates import Clusters
-from tunewright.data.remedies import labels, repetitions
+from tunewright.data.remedies import labels, repetitions, synthetic
 from tunewright.data.remedies.change import Change, dropped
 from tunewright.data.remedies.labels import Sides
 from tunewright.data.sources import Source
@@ -200,6 +200,10 @@ def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Chang
             others = near_duplicates.cluster(documents, config.split.near_duplicate)
             clusters = near_duplicates.joined(clusters, others)
         before = len(changes)
+        sides, new = synthetic.drop_held_out(config, sides, clusters.cluster)
+        changes += new
+        if new:
+            continue
         if data.leaks == "drop":
             sides, new = repetitions.drop_leaks(sides, clusters.cluster)
             changes += new

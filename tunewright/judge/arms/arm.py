@@ -89,7 +89,7 @@ class Arm:
     trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels.
     ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits.
     ``from_start``: answers with the adapter that training continued from. ``branch``: answers with the weights of this
-    branch, and not with those of the run."""
+    branch, and not with those of the run. ``teacher``: answers with the model that the run learns from."""
 
     family: str
     description: str
@@ -100,6 +100,7 @@ class Arm:
     full_precision: bool = False
     from_start: bool = False
     branch: str = ""
+    teacher: bool = False
 
     @property
     def name(self) -> str:

@@ -38,7 +38,7 @@ class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts.
     ``full_precision``: whether the base that is not quantised answers, too; ``started``: whether the adapter does that
     training continued from; ``head``: whether the tuned model answers with its head; ``unprompted``: why no arm
-    prompts the base, as a sentence about the tuned one; "" if arms do."""
+    prompts the base, as a sentence about the tuned one; "" if arms do; ``taught``: whether it learns from a teacher."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
@@ -47,6 +47,7 @@ class ArmInputs:
     started: bool = False
     head: bool = False
     unprompted: str = ""
+    taught: bool = False
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
@@ -79,10 +80,13 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
-    if full and sources.head:
+    if full and (sources.head or sources.taught):
         description = "fine-tuning to write the answer, on the same rows and for as many steps"
         written = language_model(task)
         families["sft"] = [Arm("sft", description, written, uses_adapter=True, trained=True, branch="sft")]
+    if full and sources.taught:
+        asked = Arm("teacher", "the teacher, prompted as in training", language_model(task), trained=True, teacher=True)
+        families["teacher"] = [asked]
     families |= _started(task, sources)
     families = {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
     return _with_head(families) if sources.head else families

@@ -124,6 +124,9 @@ class Forecast:
         pairs = [r.tokens for r in self.work.inputs.rows["train"] if len(r.sequences) > 1]
         divided = sum(n for n in pairs if n > plan.tokens_per_pass)  # read once more, in `methods.pairs.two_phase`
         losses += fraction * divided * plan.epochs * self.pilot.read
+        if plan.teacher is not None:
+            larger = plan.teacher.parameters / self.work.inputs.facts.parameters
+            losses += fraction * plan.tokens * self.pilot.read * larger
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def _sampled(self) -> float:

@@ -33,6 +33,7 @@ def branch(work: Work, name: str, train: Rows, dev: Rows) -> Branch:
             "options": MethodOptions(),
             "labels": (),
             "standardised": None,
+            "teacher": None,
             "rows": len(train),
             "batch_size": batch,
             "epochs": round(work.plan.steps / -(-len(train) // batch), 3),
