@@ -6,8 +6,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from tunewright.data.baselines import EACH_STRENGTH, Predict
 from tunewright.data.messages import Chat
@@ -39,7 +38,7 @@ def linear(train: Sequence[Chat]) -> Predict:
     """Logistic regression for each word by itself, on the form of the word and of its neighbours."""
 
     @functools.cache  # fitted on first use
-    def fitted() -> Any:
+    def fitted() -> Callable[[list[dict[str, float]]], Sequence[str]]:
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
@@ -51,7 +50,7 @@ def linear(train: Sequence[Chat]) -> Predict:
         ).fit(rows, tags)
 
     def predict(chats: Sequence[Chat]) -> list[str]:
-        return [" ".join(fitted().predict(list(_features(words(chat.question))))) for chat in chats]
+        return [" ".join(fitted()(list(_features(words(chat.question))))) for chat in chats]
 
     return predict
 
