@@ -45,9 +45,10 @@ def linear(train: Sequence[Chat]) -> Predict:
 
         rows = [features for chat in train for features in _features(words(chat.question))]
         tags = [tag for chat in train for tag in words(chat.target)]
-        return make_pipeline(
-            DictVectorizer(), LogisticRegression(C=EACH_STRENGTH, max_iter=2000, solver="newton-cg")
-        ).fit(rows, tags)
+        regression = LogisticRegression(C=EACH_STRENGTH, max_iter=2000, solver="newton-cg")
+        predict: Callable[[list[dict[str, float]]], Sequence[str]]
+        predict = make_pipeline(DictVectorizer(), regression).fit(rows, tags).predict
+        return predict
 
     def predict(chats: Sequence[Chat]) -> list[str]:
         return [" ".join(fitted()(list(_features(words(chat.question))))) for chat in chats]
