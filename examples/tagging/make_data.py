@@ -1,14 +1,20 @@
-"""US addresses with a tag for each word: usaddress 0.5.16 (MIT), labelled by hand by its maintainers and others."""
+"""US addresses with a tag for each word: usaddress 0.5.16 (MIT), labelled by hand by its maintainers and others.
+
+Rows with a tag that few rows have are left out: a tag must be in the training rows to be learned.
+"""
 
 from __future__ import annotations
 
 import json
 import tarfile
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 from tunewright.cli.demo import FILES, SPEC, fetch
 from tunewright.model.loading import cache_folder
+
+FEWEST_ROWS = 10
 
 
 def tagged(item: ET.Element) -> tuple[list[str], list[str]]:
@@ -36,5 +42,7 @@ with tarfile.open(fetch(SPEC, cache_folder() / "data")) as archive:
             words, tags = tagged(item)
             if len(set(tags)) >= 2:
                 rows.setdefault(" ".join(words).casefold(), {"tokens": words, "tags": tags})
-out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()), encoding="utf-8")
-print(out, len(rows), "rows,", sum(len(row["tags"]) for row in rows.values()), "words")
+having = Counter(tag for row in rows.values() for tag in {*row["tags"]})
+kept = [row for row in rows.values() if all(having[tag] >= FEWEST_ROWS for tag in row["tags"])]
+out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+print(out, len(kept), "rows,", sum(len(row["tags"]) for row in kept), "words")

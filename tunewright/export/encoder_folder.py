@@ -50,7 +50,9 @@ def exported(model: LanguageModel, plan: Plan) -> LanguageModel:
     config.problem_type = PROBLEMS[plan.method]
     head_CD = getattr(module, NAME).weight
     delattr(module, NAME)
-    return replace(model, module=with_head(module, head_CD), pooling=None)
+    made = with_head(module, head_CD)
+    assert made is not None, "a small model has been asked"
+    return replace(model, module=made, pooling=None)
 
 
 def is_exact(config: PreTrainedConfig) -> bool:
@@ -85,10 +87,10 @@ def with_head(module: PreTrainedModel, head_CD: torch.Tensor) -> PreTrainedModel
     pooler, head = getattr(made.base_model, "pooler", None), getattr(made, "classifier", None)
     inner = linear(SMALL * torch.eye(head_CD.shape[1], dtype=head_CD.dtype, device=head_CD.device), True)
     outer = linear(head_CD.detach() / SMALL, True)
-    if isinstance(head, torch.nn.Linear) and hasattr(pooler, "dense"):
+    if isinstance(head, torch.nn.Linear) and pooler is not None and hasattr(pooler, "dense"):
         pooler.dense, made.classifier = inner, outer
         module.pooler = pooler
-    elif hasattr(head, "dense") and hasattr(head, "out_proj"):
+    elif head is not None and hasattr(head, "dense") and hasattr(head, "out_proj"):
         head.dense, head.out_proj = inner, outer
     else:
         return None

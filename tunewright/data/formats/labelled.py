@@ -143,13 +143,8 @@ def _of_words(field: str) -> Build:
     """One tag for each word; neither contains white space, so that both can be written as one line."""
 
     def build(row: Row, how: RowSettings) -> Chat:
-        given = {name: in_string(row.data[name]) for name in ("tokens", field)}
-        for name, value in given.items():
-            if not isinstance(value, list) or not value:
-                message = f"{name!r} is {str(value)[:40]!r}; the words of a text and their tags are lists."
-                raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix="write both as lists.")
-        texts = [text(value, f"tokens[{i}]", row.where) for i, value in enumerate(given["tokens"])]
-        tags = [_tag(value, f"{field}[{i}]", how, row.where) for i, value in enumerate(given[field])]
+        texts = [text(value, f"tokens[{i}]", row.where) for i, value in enumerate(_listed(row, "tokens"))]
+        tags = [_tag(value, f"{field}[{i}]", how, row.where) for i, value in enumerate(_listed(row, field))]
         if len(texts) != len(tags):
             message = f"the row has {len(texts)} tokens and {len(tags)} {field}."
             raise data_error("DATA_LABEL", message, where=row.where, fix="give each token one tag.")
@@ -160,6 +155,14 @@ def _of_words(field: str) -> Build:
         return conversation.chat(messages, how, row.where)
 
     return build
+
+
+def _listed(row: Row, name: str) -> list[Json]:
+    value = in_string(row.data[name])
+    if not isinstance(value, list) or not value:
+        message = f"{name!r} is {str(value)[:40]!r}; the words of a text and their tags are lists."
+        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix="write both as lists.")
+    return value
 
 
 def _tag(value: Json, name: str, how: RowSettings, where: str) -> str:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from tunewright.data.baselines import EACH_STRENGTH, Predict
 from tunewright.data.messages import Chat
@@ -39,19 +38,20 @@ def linear(train: Sequence[Chat]) -> Predict:
     """Logistic regression for each word by itself, on the form of the word and of its neighbours."""
 
     @functools.cache  # fitted on first use
-    def fitted() -> Any:
+    def fitted() -> Callable[[list[dict[str, float]]], Sequence[str]]:
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
 
         rows = [features for chat in train for features in _features(words(chat.question))]
         tags = [tag for chat in train for tag in words(chat.target)]
-        return make_pipeline(
-            DictVectorizer(), LogisticRegression(C=EACH_STRENGTH, max_iter=2000, solver="newton-cg")
-        ).fit(rows, tags)
+        regression = LogisticRegression(C=EACH_STRENGTH, max_iter=2000, solver="newton-cg")
+        predict: Callable[[list[dict[str, float]]], Sequence[str]]
+        predict = make_pipeline(DictVectorizer(), regression).fit(rows, tags).predict
+        return predict
 
     def predict(chats: Sequence[Chat]) -> list[str]:
-        return [" ".join(fitted().predict(list(_features(words(chat.question))))) for chat in chats]
+        return [" ".join(fitted()(list(_features(words(chat.question))))) for chat in chats]
 
     return predict
 
