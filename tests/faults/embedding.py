@@ -22,7 +22,8 @@ from tunewright.export import vectors as exported
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.search.arms import families
 from tunewright.judge.search.encoding import encode
-from tunewright.methods import contrastive, embed
+from tunewright.methods import embed
+from tunewright.methods.pairs import contrastive
 from tunewright.model import adapters
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.heads import vectors

@@ -10,8 +10,9 @@ from build import byte_tokenizer
 from tunewright.core.config import ProveConfig
 from tunewright.data.messages import Chat, Message, Text
 from tunewright.data.task import detect_task
-from tunewright.judge.arms import bm25, embedding_index, families
+from tunewright.judge.arms import bm25, families
 from tunewright.judge.arms.families import ArmInputs
+from tunewright.judge.search import embedding_index
 
 
 def chat(question: str, answer: str) -> Chat:

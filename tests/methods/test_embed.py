@@ -32,7 +32,8 @@ from tunewright.data.task.corpus import corpus_of
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.search.arms import fused
 from tunewright.judge.search.encoding import encode
-from tunewright.methods import contrastive, embed
+from tunewright.methods import embed
+from tunewright.methods.pairs import contrastive
 from tunewright.model import adapters, language_model
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.heads import vectors

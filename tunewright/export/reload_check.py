@@ -146,9 +146,8 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
         if reloaded.embed is not None:
             facts["encoded"] = vectors.encoded(reloaded, request.conversations)
         else:
-            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or [
-                list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations
-            ]
+            texts = [list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations if "texts" in c]
+            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or texts
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
     if row.stored is not None:
         facts["weights"] = weights(reloaded.model.module)

@@ -23,8 +23,8 @@ from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.errors import TrainError, data_error
 from tunewright.data.messages import Chat, Example
 from tunewright.data.text import content_hash
-from tunewright.methods.contrastive import Contrast, losses, texts_of
 from tunewright.methods.method import Loss, Progress
+from tunewright.methods.pairs.contrastive import Contrast, losses, texts_of
 from tunewright.model import forward
 from tunewright.model.heads import vectors
 from tunewright.model.language_model import LanguageModel

@@ -21,9 +21,10 @@ from tunewright.data.messages import Chat, Text
 from tunewright.data.remedies import prepared
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.prepared import SIDES
-from tunewright.judge.arms import bm25, embedding_index, families
+from tunewright.judge.arms import bm25, families
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.families import ArmInputs, Families
+from tunewright.judge.search import embedding_index
 from tunewright.methods import METHODS, kto
 from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts

@@ -15,9 +15,10 @@ from tunewright.data.messages import Chat
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
 from tunewright.data.task import GENERATION
 from tunewright.judge import calibration, corpus, field_errors, statistics
-from tunewright.judge.arms import decodings, embedding_index
+from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
+from tunewright.judge.search import embedding_index
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
 from tunewright.judge.voice import report as voice_report
 from tunewright.judge.voice import topic as topics

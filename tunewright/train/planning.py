@@ -74,8 +74,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
     dtype, layout, batch = _dtype(given), _layout(given), recipe.batch_size(given)
-    per_epoch = -(-sizes.rows // batch.value) * t.num_iterations
-    steps = recipe.steps(given, per_epoch)
+    steps = recipe.steps(given, per_epoch := -(-sizes.rows // batch.value) * t.num_iterations)
     kernels = _kernels(given, layout.value, steps.value)
     trained, sequences = given, batch.value
     if t.method in REWARDED:  # what is trained on are samples after these rows

@@ -46,7 +46,7 @@ def synthesize(
     require_variable(api_key_env, "--api-key-env")
     config = config_of(source, settings, None)
     fix = "check --url, --model, and the variable that --api-key-env names."
-    endpoint = Endpoint(url.rstrip("/"), model, api_key(url, api_key_env), concurrency, fix, temperature)
+    endpoint = Endpoint(url.rstrip("/"), model, api_key(url, api_key_env), concurrency, fix, temperature=temperature)
     how = synthesis.Synthesis(endpoint, max_tokens, datetime.date.today().isoformat(), target)
     asked = synthesis.rows_to_answer(config)[:rows]
     console = Console(quiet or as_json)

@@ -14,7 +14,7 @@ from tunewright.data.task import Task, tag_baselines
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.bm25 import Index, Nearest
-from tunewright.judge.arms.classifier import Classifier, Predictor
+from tunewright.judge.arms.classifier import most_probable, texts
 
 
 def nearest(
@@ -32,9 +32,9 @@ def nearest(
     for k in counts:
         few = replace(near, count=k)
         if task.labels:
-            voting: Classifier | Predictor = Classifier(functools.partial(votes, few, task.labels), task.labels)
+            voting = most_probable(functools.partial(votes, few, task.labels), task.labels)
         else:
-            voting = Predictor(functools.partial(of_similar, few, of))
+            voting = texts(functools.partial(of_similar, few, of))
         arms.append(Arm("nearest", f"{what} of the {k} most similar training rows", voting, f"k{k}"))
     return arms
 
@@ -52,9 +52,9 @@ def of_similar(near: Nearest, baseline: Callable[[Sequence[Chat]], Predict], cha
 
 def of_words(train: Sequence[Chat], full: bool) -> dict[str, list[Arm]]:
     """Arms that tag each word by itself, or, unless ``full`` is False, by itself and its neighbours."""
-    dictionary = Predictor(tag_baselines.dictionary(train))
+    dictionary = texts(tag_baselines.dictionary(train))
     families = {"dictionary": [Arm("dictionary", "each word's most frequent tag in the training rows", dictionary)]}
     if full:
         title = "logistic regression on each word and its neighbours"
-        families["classical"] = [Arm("classical", title, Predictor(tag_baselines.linear(train)), trained=True)]
+        families["classical"] = [Arm("classical", title, texts(tag_baselines.linear(train)), trained=True)]
     return families
