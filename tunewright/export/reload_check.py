@@ -146,7 +146,8 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
         if reloaded.embed is not None:
             facts["encoded"] = vectors.encoded(reloaded, request.conversations)
         else:
-            texts = [list(tokenizer(*c["texts"])["input_ids"]) for c in request.conversations if "texts" in c]
+            given = [c["texts"] for c in request.conversations if "texts" in c]
+            texts = [list(tokenizer(*each)["input_ids"]) for each in given if isinstance(each, list)]
             facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or texts
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
     if row.stored is not None:
