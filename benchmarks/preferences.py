@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     cells: dict[str, dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     begun = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the training that runs ends, too
     left = {name: arguments for name, arguments in wanted(options).items() if name not in cells}
     for number, (name, arguments) in enumerate(left.items()):
         if not fits(begun, options.hours, cells):

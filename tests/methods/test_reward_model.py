@@ -304,6 +304,7 @@ def test_the_code_of_the_card_prints_the_score(
 
 
 def test_a_reward_model_does_not_chat(run: api.Result) -> None:
+    assert "tunewright chat" not in cli("run", str(run.path), cwd=run.path).stdout
     done = cli("chat", str(run.path), "hello", cwd=run.path)
     assert done.returncode == 2
     assert "CONFIG_CONFLICT" in done.stderr
