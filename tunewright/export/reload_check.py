@@ -109,6 +109,13 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
+def _text_ids(tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, object]) -> list[int]:
+    """Of a prompt that is a text, or a pair of texts, with special tokens."""
+    texts = prompt["texts"]
+    assert isinstance(texts, list)
+    return list(tokenizer(*texts)["input_ids"])
+
+
 def hashes(ids: Sequence[Sequence[int]]) -> list[str]:
     """One for each sequence; two processes exchange these, because all tokens of a data set can be very many."""
     return [hashlib.sha256(str(list(row)).encode()).hexdigest()[:16] for row in ids]
@@ -146,9 +153,9 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
         if reloaded.embed is not None:
             facts["encoded"] = vectors.encoded(reloaded, request.conversations)
         else:
-            given = [c["texts"] for c in request.conversations if "texts" in c]
-            texts = [list(tokenizer(*each)["input_ids"]) for each in given if isinstance(each, list)]
-            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or texts
+            facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in chats]) or [
+                _text_ids(tokenizer, c) for c in request.conversations
+            ]
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
     if row.stored is not None:
         facts["weights"] = weights(reloaded.model.module)
