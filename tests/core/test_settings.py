@@ -127,6 +127,9 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
+    "embed.query_prefix": "methods/test_embed.py",
+    "embed.document_prefix": "methods/test_embed.py",
+    "embed.temperature": "methods/test_embed.py",
     "adapter.start": "stages/test_adapters.py",
     "sweep.grid": "stages/test_sweep.py",
     "sweep.halve": "stages/test_sweep.py",
