@@ -77,6 +77,11 @@ INTRODUCTIONS = {
         "JSON object and the rest for the right keys; `reward.check`, which is never trained on, also wants a value "
         "for each key, all of them different. GRPO (`dr_grpo`), 8 prompts with 8 samples a step.",
     ),
+    "distillation": (
+        "A small adapter that learns from a large one",
+        "A fifth of the rows of sentiment. The teacher is a run with an adapter of rank 64; the student, of rank 4, learns its "
+        "probabilities on the same rows, and is compared with it and with fine-tuning on these rows, in as many steps.",
+    ),
     "docs": (
         "Domain language from raw pages",
         "SQLite's documentation as plain text (public domain), without questions and answers. The metric is bits per "
