@@ -83,6 +83,11 @@ INTRODUCTIONS = {
         "each question has to find its own. The encoder all-MiniLM-L6-v2 is trained with the contrastive loss and "
         "compared with BM25, with itself before training, and with both of them fused.",
     ),
+    "distillation": (
+        "A small adapter that learns from a large one",
+        "A fifth of the rows of sentiment. The teacher is a run with an adapter of rank 64; the student, of rank 4, learns its "
+        "probabilities on the same rows, and is compared with it and with fine-tuning on these rows, in as many steps.",
+    ),
     "docs": (
         "Domain language from raw pages",
         "SQLite's documentation as plain text (public domain), without questions and answers. The metric is bits per "

@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # full disk or a refused process paused a job.
 # For the methods, 3,000 were enough without vectors, encoders, tags, teachers, reward models and outside samplers;
 # these also read other rows and write other folders.
-BUDGET = {"server": 5_900, "data": 6_200, "export": 2_800, "scale": 2_500, "methods": 5_600, "all else": 17_300}
+BUDGET = {"server": 5_900, "data": 6_200, "export": 2_800, "scale": 2_500, "methods": 5_700, "all else": 17_300}
 PROCESSES = ("stages/worker.py", "stages/process.py")
 SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")
