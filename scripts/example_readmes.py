@@ -79,14 +79,16 @@ INTRODUCTIONS = {
     ),
     "embeddings": (
         "Search with vectors",
-        "Questions about hackers' slang, and the definitions of the Jargon File that answer them (public domain), of which "
-        "each question has to find its own. The encoder all-MiniLM-L6-v2 is trained with the contrastive loss and "
-        "compared with BM25, with itself before training, and with both of them fused.",
+        "Each question about hackers' slang must find, among the definitions of the Jargon File (public domain), the one "
+        "that answers it. The encoder all-MiniLM-L6-v2 (Apache-2.0) is trained to give both similar "
+        "[vectors](../../docs/guide-methods.md#vectors-for-search), and compared with BM25, with itself before training, "
+        "and with both of them fused.",
     ),
     "distillation": (
         "A small adapter that learns from a large one",
-        "A fifth of the rows of sentiment. The teacher is a run with an adapter of rank 64; the student, of rank 4, learns its "
-        "probabilities on the same rows, and is compared with it and with fine-tuning on these rows, in as many steps.",
+        "The rows are every fifth of [sentiment](../sentiment). The [teacher](../../docs/guide-methods.md#from-a-local-teacher) "
+        "is a run with an adapter of rank 64. The student, with an adapter of rank 4, learns the teacher's probabilities on "
+        "the same rows. It is compared with the teacher, and with fine-tuning on these rows in as many steps.",
     ),
     "docs": (
         "Domain language from raw pages",

@@ -51,7 +51,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     given: list[tuple[str, Kind]] = [(example.question, "query"), *((text, "document") for text in documents)]
     ids = [text_ids(template, text, kind) for text, kind in given]
     if any(spells_special(template, own, kind) for own, (_, kind) in zip(ids, given, strict=True)):
-        message, fix = "a text spells a special token, as which tokenizers read it.", "remove it, or drop the row."
+        message, fix = "a text spells a special token, and is read as that token.", "remove it, or drop the row."
         raise data_error("DATA_SPECIAL_TOKEN_TEXT", message, where=example.where, fix=fix)
     sequences = tuple(head_sequence(own, own[-1], row) for own in ids)
     says = [int(content_hash(text)[:15], 16) for text, _ in given]

@@ -1,5 +1,5 @@
 """Prompts as encoders read them: one text, or a pair of texts, between the special tokens of the encoder's own
-tokenizer, such as [CLS] ... [SEP].
+tokenizer, such as [CLS] and [SEP].
 
 An encoder has no chat template. Its text is the contents of all messages but the system message, joined by newlines; a
 message that names two texts, as rows with two texts are read (`premise: ...`, `hypothesis: ...`), is a pair. The system

@@ -145,7 +145,7 @@ def _check_embedding(config: Config, conflict: Conflict) -> None:
     if method in EMBEDDING:
         unread = list(UNREAD_BY_EMBEDDING.items())
         if config.template is not None:
-            message = f"train.method={method} reads texts, and no chats."
+            message = f"train.method={method} reads texts, not chats."
             raise conflict("template", message, "remove it; embed.query_prefix is the text before a query.")
         if config.adapter.dropout:
             message = f"train.method={method} computes the vectors of a step twice, and they must be the same."
@@ -190,7 +190,7 @@ def _check_rewarded(config: Config, conflict: Conflict) -> None:
         raise conflict("train.kl_weight", message, "remove it, or choose another train.loss_type.")
     updates, every = config.train.num_iterations, config.checkpoint.every
     if every != "auto" and every % updates:
-        message = f"checkpoints are between rollouts, and train.num_iterations={updates} steps have one."
+        message = f"checkpoints are written between rollouts, which are train.num_iterations={updates} steps long."
         raise conflict("checkpoint.every", message, f"choose a multiple of {updates}.")
     if config.reward.sampler.url:
         _check_sampler(config, conflict)

@@ -337,7 +337,8 @@ class MethodOptions(Growing):
         0.0, description="grpo: weight of the KL divergence from the initial model, added to the loss."
     )
     num_iterations: Annotated[int, Field(ge=1, le=100)] = Field(
-        1, description="grpo: optimizer steps for the samples of one model, with ratios to it that are clipped."
+        1,
+        description="grpo: optimizer steps for the samples of one model; with several, ratios to it are clipped.",
     )
 
 
@@ -410,7 +411,7 @@ class TrainConfig(MethodOptions):
         "auto",
         description="What the head of an encoder reads, or what becomes a vector (embed): the hidden state of the "
         "first token, the mean of all, or that of the last; auto: as the model's sentence-transformers config says, "
-        "else cls (embed: mean). On a decoder always the last.",
+        "else cls (embed: mean). Of a decoder it is always the last.",
     )
 
 
@@ -420,7 +421,7 @@ class EmbedConfig(Frozen):
     query_prefix: str = Field("", description="Text before every query (anchor), such as 'query: '.")
     document_prefix: str = Field("", description="Text before every document (positive, negative).")
     temperature: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.05, description="Cosines are divided by it; the smaller, the more the most similar wrong texts count."
+        0.05, description="Cosines are divided by it; the smaller, the more the most similar wrong documents count."
     )
 
 
@@ -620,8 +621,8 @@ class CostConfig(Frozen):
 class ExportConfig(Frozen):
     to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
-        description="Exports to write. Where all weights are trained, of an encoder, and with train.method=tag there "
-        "is no adapter, only a merged model.",
+        description="Exports to write. Of an encoder, where all weights are trained, and with train.method=tag or "
+        "embed there is no adapter, only a merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."

@@ -13,8 +13,8 @@ class AuditTask(Value):
     """The task, as inferred from the rows."""
 
     kind: str = Field(
-        description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation, text, retrieval, rewards "
-        "or ranking."
+        description="label, label_set, number, entities, tags, json, yaml, xml, csv, tool_calls, generation, text, "
+        "retrieval, rewards or ranking."
     )
     metric: str = Field(description="The metric that the verdict is about.")
     reason: str = Field(description="What the kind and the metric were inferred from.")

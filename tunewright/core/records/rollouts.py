@@ -1,5 +1,5 @@
-"""rollouts/: what a model that learns from rewards wrote in each step, and what it was worth; and what that did: to
-several samples of a prompt, and compared with fine-tuning on good samples."""
+"""rollouts/: what a model that learns from rewards wrote in each step, with the rewards; and rewards.json: what that
+training did to several samples of a prompt, and how it compares with fine-tuning on good samples."""
 
 from __future__ import annotations
 

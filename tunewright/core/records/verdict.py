@@ -245,8 +245,8 @@ class Verdict(Record):
     reward_check: RewardCheck | None = Field(None, description="By reward.check, if it is set.")
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
     task: str = Field(
-        description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation, text, retrieval, rewards "
-        "or ranking."
+        description="label, label_set, number, entities, tags, json, yaml, xml, csv, tool_calls, generation, text, "
+        "retrieval, rewards or ranking."
     )
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
     test_reads: int = Field(description="How often the run has read its test rows.")

@@ -126,7 +126,7 @@ def author(row: Row) -> str:
         model, endpoint = value.get("model") or UNNAMED, value.get("endpoint")
         return f"{model} at {endpoint}" if endpoint else str(model)
     if isinstance(value, list | float):
-        message = f"{SYNTHETIC!r} says which model wrote the answer, and is {type_name(value)}."
+        message = f"{SYNTHETIC!r} must say which model wrote the answer, and is {type_name(value)}."
         fix = 'write {"model": NAME}, a name, true or false.'
         raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix=fix)
     words = str("" if value is None else value).strip()

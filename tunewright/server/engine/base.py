@@ -81,7 +81,7 @@ def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
 def _writing(setting: str) -> Facts:
     facts = read_facts(setting)
     if facts.encoder:
-        message, fix = "an encoder writes no text, which is what the server is for.", "serve a model that writes."
+        message, fix = "an encoder does not write, and the server is for models that do.", "serve a model that writes."
         raise ModelError("MODEL_UNSUPPORTED", message, where=setting, fix=fix)
     return facts
 
