@@ -183,16 +183,16 @@ def _without_the_check(own: Any) -> Any:
 
 
 FAULTS = [
-    Fault(120, "forward and reverse KL are swapped", "TRL 3043, twinkle 112", "both equal their definitions",
+    Fault(101, "forward and reverse KL are swapped", "TRL 3043, twinkle 112", "both equal their definitions",
           forward_is_of_the_teacher, forward_is_reverse),
-    Fault(121, "the temperature is applied to one model only", "", "the divergence is that of both distributions at the temperature",
+    Fault(102, "the temperature is applied to one model only", "", "the divergence is that of both distributions at the temperature",
           both_have_the_temperature, one_has_the_temperature),
-    Fault(122, "a teacher of another vocabulary of the same size", "", "TEACHER_MISMATCH",
+    Fault(103, "a teacher of another vocabulary of the same size", "", "TEACHER_MISMATCH",
           another_vocabulary_is_refused, vocabularies_are_counted),
-    Fault(123, "the teacher reads the rows with dropout", "", "a teacher's hidden states are those that it has alone, in eval mode",
+    Fault(104, "the teacher reads the rows with dropout", "", "a teacher's hidden states are those that it has alone, in eval mode",
           the_teacher_is_as_it_is_served, in_train_mode),
-    Fault(124, "the student with its adapter is read instead of the teacher", "", "a teacher's hidden states are those that it has alone, in eval mode",
+    Fault(105, "the student with its adapter is read instead of the teacher", "", "a teacher's hidden states are those that it has alone, in eval mode",
           the_teacher_is_as_it_is_served, the_adapted_student_is_read),
-    Fault(125, "a row that a model wrote is tested on", "", "rows with a lineage, and near-duplicates of test rows that have one, are on no side with test rows",
+    Fault(106, "a row that a model wrote is tested on", "", "rows with a lineage, and near-duplicates of test rows that have one, are on no side with test rows",
           no_synthetic_row_is_tested_on, only_the_rows_themselves),
 ]  # fmt: skip

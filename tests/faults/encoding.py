@@ -122,14 +122,14 @@ def labels_are_sorted(patch: Patch) -> None:
 
 
 FAULTS = [
-    Fault(90, "tokens of an encoder see the padding of their pass", "", "a row is computed beside longer rows as alone; SELFTEST_LOSS",
+    Fault(86, "tokens of an encoder see the padding of their pass", "", "a row is computed beside longer rows as alone; SELFTEST_LOSS",
           padding_is_not_seen, padding_is_seen),
-    Fault(91, "padding is part of the mean over a row's hidden states", "", "the mean of a row is the same beside longer rows; SELFTEST_LOSS",
+    Fault(87, "padding is part of the mean over a row's hidden states", "", "the mean of a row is the same beside longer rows; SELFTEST_LOSS",
           the_mean_is_of_the_row, the_mean_is_of_the_pass),
-    Fault(92, "a word's tag is learned at its last token", "", "the tag of a word belongs to the first token that ends in it",
+    Fault(88, "a word's tag is learned at its last token", "", "the tag of a word belongs to the first token that ends in it",
           the_first_token_has_the_tag, the_last_token_has_the_tag),
-    Fault(93, "special tokens are counted as words, so that every tag is one token early", "", "the first tag belongs to the first token of the text",
+    Fault(89, "special tokens are counted as words, so that every tag is one token early", "", "the first tag belongs to the first token of the text",
           the_first_token_has_the_tag, special_tokens_are_words),
-    Fault(94, "an export names its outputs in another order", "", "the label of the largest output is the one that was trained; EXPORT_MISMATCH",
+    Fault(90, "an export names its outputs in another order", "", "the label of the largest output is the one that was trained; EXPORT_MISMATCH",
           labels_keep_their_order, labels_are_sorted),
 ]  # fmt: skip

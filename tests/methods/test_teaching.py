@@ -249,7 +249,7 @@ def test_a_teacher_that_does_not_fit_is_refused_with_the_way_out(saved: Path, tm
     assert "tunewright synthesize" in refused("TEACHER_MISMATCH", chosen, Template(other), data, saved)
     swapped = byte_tokenizer(special=("<|im_end|>", "<|im_start|>"), eos="<|im_start|>")
     message = refused("TEACHER_MISMATCH", chosen, Template(swapped), data, saved)
-    assert "is another one of the teacher's" in message
+    assert "has another number in the teacher" in message
     long = [TokenSequence((1,) * 3000, (0.0, *[1.0] * 2999), 0)]
     assert "2048" in refused("TEACHER_MISMATCH", chosen, Template(byte_tokenizer()), long, saved)
     run = tmp_path / "run"

@@ -72,11 +72,11 @@ def preview(
 
 def _names(method: str, count: int) -> list[str]:
     """Of the sequences of a row."""
-    from tunewright.core.config import EMBEDDING, PREFERENCE
+    from tunewright.core.config import EMBEDDING, PAIRED
 
     if method in EMBEDDING:
         return ["query", "document", *(f"negative {n}" for n in range(1, count - 1))]
-    return ["chosen", "rejected"] if method in PREFERENCE else [f"sequence {n + 1} of {count}" for n in range(count)]
+    return ["chosen", "rejected"] if method in PAIRED else [f"sequence {n + 1} of {count}" for n in range(count)]
 
 
 def tagged(pieces: Sequence[tuple[str, float]], tags: Sequence[str]) -> list[tuple[str, float]]:

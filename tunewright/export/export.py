@@ -136,10 +136,10 @@ def require_supported(source: TrainedRun) -> None:
 
 def wanted(source: TrainedRun) -> list[Export]:
     """The exports of a run; where all weights are trained, of an encoder, with tags, and of a model that gives vectors,
-    those with merged weights, at least the plain one."""
+    those with merged weights, at least the plain one, unless export.to is empty."""
     chosen = [row for row in EXPORTS.values() if row.kind in source.config.export.to]
     plan = source.plan
-    if plan.adapter.kind == "none" or source.facts.encoder or plan.method == "tag" or plan.embed:
+    if chosen and (plan.adapter.kind == "none" or source.facts.encoder or plan.method == "tag" or plan.embed):
         return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
     return chosen
 

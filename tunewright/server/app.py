@@ -218,7 +218,7 @@ async def _on_database_error(_: Request, error: Exception) -> JSONResponse:
 async def _on_over_quota(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OverQuota)
     message = f"Files, stored chats and runs would take more than {error.most / 1e6:,.1f} MB; delete files or models."
-    return _response(ApiError(413, "quota_exceeded", message, "file"))
+    return _response(ApiError(413, "quota_exceeded", message))
 
 
 async def _on_surrogate(_: Request, error: Exception) -> JSONResponse:

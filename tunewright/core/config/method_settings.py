@@ -239,6 +239,11 @@ def check_model(config: Config, encoder: bool) -> None:
     if method not in ENCODED:
         message = f"train.method={method} needs a model that writes, and {config.model} is an encoder."
         raise conflict("train.method", message, f"choose one of {', '.join(ENCODED)}; or another model.")
+    if config.adapter.of_peft:
+        message = (
+            f"adapter.kind={config.adapter.kind} is checked on models that write, and {config.model} is an encoder."
+        )
+        raise conflict("adapter.kind", message, "choose lora, rslora, dora or none.")
     written = {
         "template": config.template,
         "data.instruction": config.data.instruction,

@@ -35,8 +35,10 @@ class ModelFacts(Value):
         None, description="nf4, or the GGUF file whose blocks are kept; empty if layers are dense."
     )
     packed_bytes: int | None = Field(None, description="Memory that these take, about; 0 if layers are dense.")
-    encoder: bool = Field(False, description="Whether its tokens see both sides; it cannot write.")
-    pooling: str = Field("", description="How its folder says that an encoder is pooled; empty if it does not.")
+    encoder: bool | None = Field(None, description="Whether its tokens see both sides; it cannot write.")
+    pooling: str | None = Field(
+        None, description="How its folder says that an encoder is pooled; empty if it does not."
+    )
 
     @property
     def holding(self) -> str:

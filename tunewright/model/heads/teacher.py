@@ -97,7 +97,7 @@ def _difference(own: dict[str, int], other: dict[str, int]) -> str:
     if len(own) != len(other):
         return f"it has {len(other)} tokens, the model {len(own)}"
     token = min((t for t in own if other.get(t) != own[t]), key=own.__getitem__)
-    return f"token {own[token]} of the model, {token!r}, is another one of the teacher's"
+    return f"token {own[token]} of the model, {token!r}, has another number in the teacher"
 
 
 def _mismatch(what: str, fix: str) -> ModelError:

@@ -12,7 +12,8 @@ from math import ceil
 
 from tunewright.core.config import PREFERENCE, RATED, REWARDED, Estimate
 from tunewright.core.words import counted
-from tunewright.export.export import CHECK_PROMPTS, NEW_TOKENS
+from tunewright.export.export import CHECK_PROMPTS, NEW_TOKENS, wanted
+from tunewright.export.kind import TrainedRun
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.evaluate import decoded_together, reads_references
@@ -229,17 +230,18 @@ class Forecast:
         return 4 * (self.work.config.cost.requests + 1) * alone
 
     def export(self) -> float:
-        config = self.work.config.export
+        work, config = self.work, self.work.config.export
+        source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, work.inputs.template)
         short = 2 * CHECK_PROMPTS * NEW_TOKENS * self.pilot.steps.step  # answers of the trained model and of the export
-        again = self.by_tuned(min(config.rows, len(self.work.inputs.test))) + self._searched()
-        return len(config.to) * (LOADING + short + again)
+        again = self.by_tuned(min(config.rows, len(work.inputs.test))) + self._searched()
+        return len(wanted(source)) * (LOADING + short + again)
 
 
 def stages(work: Work, measured: Pilot) -> dict[str, float]:
     """The seconds of each stage that takes long, by name."""
     f = Forecast(work, measured, _tuned(work))
     seconds = {"train": f.trained()}
-    if work.config.prove.evidence != "plain" and not work.plan.embed:
+    if work.config.prove.evidence != "plain" and not work.plan.silent:
         seconds["forgetting"] = f.forgetting()
     seconds |= {"prove": f.prove(), **f.experiments(), "cost": f.cost(), "export": f.export()}
     return {name: s for name, s in seconds.items() if s}
