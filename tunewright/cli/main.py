@@ -27,7 +27,7 @@ from tunewright.cli.push import push
 from tunewright.cli.rows.synthesize import synthesize
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.cli.serve import serve
-from tunewright.core.config import RANKERS, load
+from tunewright.core.config import EMBEDDING, RANKERS, load
 from tunewright.core.errors import RunWaits, TunewrightError
 from tunewright.fan.jobs import HERE, Where
 
@@ -452,7 +452,7 @@ def _verdict(runner: Runner, as_json: bool) -> None:
         return
     typer.echo(sentence(records.read(run.verdict, records.Verdict)))
     typer.echo(f"report: {run.report}")
-    if runner.context.config.train.method not in RANKERS:  # which do not answer
+    if runner.context.config.train.method not in (*RANKERS, *EMBEDDING):  # which do not answer
         typer.echo(f"try it: tunewright chat {run.path}")
 
 

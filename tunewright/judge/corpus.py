@@ -24,8 +24,8 @@ def compare(
     """{"metric", "tuned", "comparator", "difference", "interval"} over the same rows. The difference is tuned -
     comparator, even if lower is better. The interval is None, and "note" gives the reason, if a label has too few rows
     to resample or the arms differ in too few clusters."""
-    metric = task.kind.corpus
-    tuned_Rk, other_Rk = metric.sums(tuned, task.labels), metric.sums(other, task.labels)
+    metric, labels = task.kind.corpus, task.labels or task.label_set
+    tuned_Rk, other_Rk = metric.sums(tuned, labels), metric.sums(other, labels)
     _, group = np.unique(np.asarray(clusters), return_inverse=True)
 
     def by_cluster(sums_Rk: Floats) -> Floats:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from tunewright.core.config import AdapterConfig, Kernels, Plan
+from tunewright.core.config import PAIRED, RATED, REWARDED, AdapterConfig, Kernels, Plan
 from tunewright.model import adapters, fused_llama, language_model, loading, several
 from tunewright.model.facts import Facts
 from tunewright.model.heads import teacher, vectors
@@ -145,8 +145,9 @@ class Models:
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
         adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
-        if plan.embed:
+        if plan.embed or plan.method in (*REWARDED, *PAIRED, *RATED):  # what is computed twice must be the same
             vectors.without_dropout(model.module)
+        if plan.embed:
             vectors.freeze_output_head(model.module)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
 

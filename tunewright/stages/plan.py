@@ -46,7 +46,7 @@ def make_plan(setup: Setup) -> Plan:
         labels = context.data.task.labels or context.data.task.label_set or one
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     if plan.method in DISTILLED:
-        rows, size = flat([*inputs.rows["train"], *inputs.rows["dev"]]), planning.each_of(plan.dtype)
+        rows, size = flat([r for side in inputs.rows.values() for r in side]), planning.each_of(plan.dtype)
         taught = teacher.described(context.config.distill, inputs.facts, inputs.template, rows, size)
         plan = plan.model_copy(update={"teacher": taught})
     prompt_distillation.require_possible(context, plan)

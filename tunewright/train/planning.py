@@ -325,7 +325,7 @@ def _recompute(given: PlanInputs, dtype: Dtype, kernels: Kernels, batch: int) ->
         return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
     wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     memory = f"{TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB"
-    options: tuple[Recompute, ...] = ("none", "attention", "layers")
+    options: tuple[Recompute, ...] = ("none", "layers") if given.facts.encoder else ("none", "attention", "layers")
     for option in options:
         fits = _fits(given, dtype, kernels, option)
         if fits >= wanted:

@@ -147,6 +147,9 @@ def _check_embedding(config: Config, conflict: Conflict) -> None:
         if config.template is not None:
             message = f"train.method={method} reads texts, not chats."
             raise conflict("template", message, "remove it; embed.query_prefix is the text before a query.")
+        if config.quantise != "none":
+            message = f"train.method={method} compares with the model before training, which quantise changes."
+            raise conflict("quantise", message, "leave it out.")
         if config.adapter.dropout:
             message = f"train.method={method} computes the vectors of a step twice, and they must be the same."
             raise conflict("adapter.dropout", message, "leave it at 0.")
@@ -169,6 +172,8 @@ def _check_tags(config: Config, conflict: Conflict) -> None:
         "prove.embedder": config.prove.embedder,
         "prove.remote.url": config.prove.remote.url,
         "prove.few_shot": config.prove.few_shot != ProveConfig().few_shot,
+        "prove.max_new_tokens": config.prove.max_new_tokens != ProveConfig().max_new_tokens,
+        "prove.decoding": config.prove.decoding != ProveConfig().decoding,
     }
     for name in (name for name, value in unread.items() if value):
         raise conflict(name, f"train.method=tag does not read {name}.", "leave it out.")
@@ -218,6 +223,9 @@ def _check_sampler(config: Config, conflict: Conflict) -> None:
     if t.temperature != 1:
         message = "the log-probabilities of vLLM are those at temperature 1."
         raise conflict("train.temperature", message, "leave it at 1, or remove reward.sampler.")
+    if t.kl_weight:
+        message = "samples of a server are weighted, which train.kl_weight does not support."
+        raise conflict("train.kl_weight", message, "leave it at 0, or remove reward.sampler.")
     if t.loss_type == "rloo":
         message = "samples of a server are weighted token by token; train.loss_type=rloo has one ratio for a sample."
         raise conflict("train.loss_type", message, "choose another train.loss_type, or remove reward.sampler.")
@@ -244,6 +252,9 @@ def check_model(config: Config, encoder: bool) -> None:
             f"adapter.kind={config.adapter.kind} is checked on models that write, and {config.model} is an encoder."
         )
         raise conflict("adapter.kind", message, "choose lora, rslora, dora or none.")
+    if config.train.gradient_checkpointing == "attention":
+        message = "train.gradient_checkpointing=attention is for models that write."
+        raise conflict("train.gradient_checkpointing", message, "choose none or layers.")
     written = {
         "template": config.template,
         "data.instruction": config.data.instruction,

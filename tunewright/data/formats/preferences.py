@@ -58,8 +58,11 @@ def _margin(row: Row) -> float | None:
         number = float("nan") if isinstance(value, bool | list | dict) else float(value)
     except ValueError:
         number = float("nan")
-    if not math.isfinite(number):
-        message, fix = f"'margin' must be a number, not {value!r:.80}.", "correct it, or remove the field."
+    if not math.isfinite(number) or number < 0:
+        message, fix = (
+            f"'margin' must be at least 0, not {value!r:.80}.",
+            "correct it, or remove the field.",
+        )
         raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix=fix)
     return number
 

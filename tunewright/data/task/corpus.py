@@ -28,7 +28,8 @@ class Corpus:
 
     @functools.cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(repr(self.documents).encode("utf-8", "surrogatepass")).hexdigest()
+        relevant = [(asked, sorted(own)) for asked, own in sorted(self.relevant.items())]
+        return hashlib.sha256(repr((self.documents, relevant)).encode("utf-8", "surrogatepass")).hexdigest()
 
     def measured(self, example: Example, retrieved: Retrieved) -> tuple[float, Readings]:
         """(nDCG@10 of a ranking with relevant documents that are all equally so, its other measures)."""

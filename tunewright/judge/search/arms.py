@@ -23,14 +23,14 @@ RRF = 60  # of reciprocal-rank fusion: the constant of its paper (Cormack, Clark
 
 
 def by_words(corpus: Corpus, queries: Sequence[str]) -> list[list[int]]:
-    """The documents in the order of BM25, for each query."""
+    """The first documents in the order of BM25, for each query."""
     index = bm25.index(corpus.documents)
-    return [index.best(query, len(corpus.documents)) for query in queries]
+    return [index.best(query, KEPT) for query in queries]
 
 
 def by_cosine(query_QD: NDArray[np.float32], document_ND: NDArray[np.float32]) -> list[list[int]]:
-    """The documents in the order of their cosines, for each query; of equal ones, the first."""
-    return [np.argsort(-cosine_N, kind="stable").tolist() for cosine_N in query_QD @ document_ND.T]
+    """The first documents in the order of their cosines, for each query; of equal ones, the first."""
+    return [np.argsort(-cosine_N, kind="stable")[:KEPT].tolist() for cosine_N in query_QD @ document_ND.T]
 
 
 def fused(one: Sequence[int], other: Sequence[int]) -> list[int]:

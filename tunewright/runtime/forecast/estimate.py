@@ -38,6 +38,7 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
     """The time and memory of the whole run. ``speed``: of training, measured."""
     measured = pilot.measure(work, speed)
     seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
+    one_process = work.plan.embed or work.plan.method in REWARDED
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
@@ -47,7 +48,7 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
-        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS and not work.plan.embed else {},
+        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS and not one_process else {},
     )
 
 

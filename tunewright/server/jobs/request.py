@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tunewright.core import config as configuration
-from tunewright.core.config import EMBEDDING, HEADS, Config
+from tunewright.core.config import DISTILLED, EMBEDDING, HEADS, REWARDED, Config
 from tunewright.server.shapes import JsonObject
 
 Auto = Literal["auto"]
@@ -118,6 +118,11 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
         if key == "train.method" and value in (*HEADS, *EMBEDDING):
             what = "a head" if value in HEADS else "vectors"
             return "tunewright.train.method", f"{value} trains {what}, and the server answers with models that write."
+        if key == "train.method" and value in (*DISTILLED, *REWARDED):
+            return (
+                "tunewright.train.method",
+                f"{value} needs settings that a request cannot have.",
+            )
     return None
 
 

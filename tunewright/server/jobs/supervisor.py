@@ -61,7 +61,7 @@ class Workshop:
         """The weights of a job that has ended. What the run has proved stays."""
         self.jobs.delete_model(job)  # first: it is not asked any more
         run = self.run(job)
-        for folder in (run.checkpoints, run.adapter, run.merged):
+        for folder in (run.checkpoints, run.adapter, run.merged, *run.path.glob("branches/*/checkpoints")):
             shutil.rmtree(folder, ignore_errors=True)
         self.measure(job)
 
@@ -89,6 +89,9 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
+        for job in self._jobs.all_of():
+            if not job.run_bytes and job.attempt:  # of a version that did not count it
+                self._workshop.measure(job)
         for job in self._jobs.in_state("running"):  # of a server that was killed
             self._jobs.requeue(job, job.attempt, "The server was restarted; the job continues", job.deaths)
         self._thread.start()

@@ -28,6 +28,7 @@ def distillation(work: Work) -> Distillation | NotMeasured:
     clusters = [work.data.cluster[r.row] for r in rows]
     if len(set(clusters)) < 2:
         return NotMeasured(reason="there are fewer than two groups of test rows")
+    work.run.event("test_read", rows=len(rows), experiment="distillation")
     with work.models.at(before) as model, work.console.bar("test by teacher", len(rows), unit="rows") as tick:
         read = precomputed(model, rows, plan, tick)
     after_R = _nats(work, trained, read)

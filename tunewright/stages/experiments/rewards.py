@@ -28,6 +28,7 @@ from tunewright.stages.experiments import fine_tuning, sft_alone
 from tunewright.stages.experiments.sft_alone import Floats
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
+from tunewright.tokens.packing import epoch_order
 from tunewright.tokens.sequences import TokenSequence, TrainRow, prompt_then_answer, single
 
 EPOCHS = 4  # at most, on the best samples: as many as the plan takes for few rows
@@ -43,6 +44,7 @@ def rewards(work: Work) -> Rewards | NotMeasured:
         return NotMeasured(reason="there are fewer than two groups of test prompts")
     count, highest, binary, sharper = 0, tuple[HighestOf, ...](), False, False
     if work.config.prove.evidence != "plain":
+        work.run.event("test_read", rows=len(work.inputs.test), experiment="rewards")
         count = work.plan.options.num_generations
         before, after = weights.before(work.run, work.plan), trained
         sides = [_on_test(work, which, name) for which, name in ((after, "tuned"), (before, "before"))]
@@ -81,6 +83,7 @@ def raft_compared(work: Work, trained: Weights) -> Raft | None:
     budget = sampled_tokens(work)
     chosen, tokens = best_samples(work, budget)
     if not chosen:
+        work.console.warn("rewards: experiments.raft is not measured: no prompt has samples of unequal reward")
         return None
     alone = branches.scores(work, branch(work, chosen), "test")
     tuned = work.answers.of(work.tuned, "test", trained)
@@ -117,9 +120,12 @@ def sampled_tokens(work: Work) -> int:
 
 
 def best_samples(work: Work, budget: int) -> tuple[list[TokenSequence], int]:
-    """Of each training prompt, the best of its samples unless all are equal; among samples of at most ``budget`` tokens
-    in all, which are counted, too."""
-    rows = list(work.inputs.rows["train"])
+    """Of each prompt that is asked, the best of its samples unless all are equal; among samples of at most ``budget``
+    tokens in all, which are counted, too."""
+    train, steps = work.inputs.rows["train"], records.read(work.run.training, Training).steps
+    # As many prompts as the run has asked, but each once.
+    asked = epoch_order(len(train), work.plan.seed, 0)[: steps * work.plan.batch_size]
+    rows = [train[i] for i in sorted(asked)]
     samples: list[list[RolloutLine]] = [[] for _ in rows]
     spent = 0
     for n, line in _drawn(work, rows):
