@@ -30,7 +30,7 @@ def test_every_example_config_is_valid() -> None:
     from tunewright.core import config
 
     actual = sorted((ROOT / "examples").glob("*/config.yaml"))
-    assert len(actual) == 9
+    assert len(actual) == 12
     for file in actual:
         assert config.load(file).data.train
 

@@ -41,9 +41,10 @@ BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip
 # The demo downloads its rows from a package registry; apart from that it is `run`. The others need a server
-# (tests/export/test_push.py, test_consumers.py), a run on free text (tests/stages/test_voice.py), or recipes
-# (tests/stages/test_sweep.py); `serve` does not end by itself (tests/server/test_command.py).
-LEFT_OUT = {"demo", "push", "verify", "compare", "sweep", "serve"}
+# (tests/export/test_push.py, test_consumers.py, tests/judge/test_synthesis.py), a run on free text
+# (tests/stages/test_voice.py), or recipes (tests/stages/test_sweep.py); `serve` does not end by itself
+# (tests/server/test_command.py).
+LEFT_OUT = {"demo", "push", "verify", "compare", "sweep", "serve", "synthesize"}
 # The first must not change any result (tests/stages/test_worker.py); the second only that of long runs (below).
 UNSEEN = {"--separate", "--yes"}
 

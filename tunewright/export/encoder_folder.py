@@ -32,6 +32,7 @@ PROBLEMS = {
     "classify": "single_label_classification",
     "multilabel": "multi_label_classification",
     "regress": "regression",
+    "reward_model": "regression",
 }
 MODULES, POOL, DENSE = "modules.json", "1_Pooling", "2_Dense"
 MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
