@@ -302,7 +302,7 @@ def test_serving_an_encoder_is_refused(tmp_path: Path) -> None:
     from tunewright.server.engine import base
     from tunewright.server.engine.requests import Limits
 
-    with pytest.raises(TunewrightError, match="writes no text") as caught:
+    with pytest.raises(TunewrightError, match="does not write") as caught:
         base.load(str(tiny.saved(tmp_path / "model")), "float32", Limits())
     assert caught.value.code == "MODEL_UNSUPPORTED"
 

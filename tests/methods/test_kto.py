@@ -424,6 +424,8 @@ def test_what_it_reads_changes_the_loss() -> None:
         "loss_type",
         "num_generations",
         "temperature",
+        "kl_weight",
+        "num_iterations",
         "center_rewards_coefficient",
     ]
 

@@ -394,7 +394,7 @@ def test_methods_without_a_formula_for_the_start_are_not_checked() -> None:
 def test_every_method_is_offered() -> None:
     assert tuple(LOSSES) == PREFERENCE
     assert (*REFERENCED, "kto") == REFERENCED_METHODS
-    assert sorted(METHODS) == sorted(["sft", "distill", *HEADS, "kto", "grpo", *PREFERENCE])
+    assert sorted(METHODS) == sorted(["sft", "distill", "embed", *HEADS, "kto", "grpo", *PREFERENCE])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -147,7 +147,7 @@ def task_of(kind: str) -> Task:
 
 
 def test_every_kind_has_rows_here() -> None:
-    assert {"text", "rewards", *ROWS} == {kind.name for kind in KINDS}
+    assert {"text", "rewards", "retrieval", *ROWS} == {kind.name for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", ROWS)
