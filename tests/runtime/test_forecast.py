@@ -23,8 +23,9 @@ PILOT = Pilot(0.002, 0.001, 0.01, STEPS, {"zero_shot": SHORT, "few_shot": LONG},
 
 
 def forecast(**plan: Any) -> Forecast:
-    inputs = SimpleNamespace(rows={"dev": [SimpleNamespace(tokens=50)] * 4})
-    work = SimpleNamespace(plan=plan_of(**plan), inputs=inputs)
+    inputs = SimpleNamespace(rows={"train": [], "dev": [SimpleNamespace(tokens=50)] * 4})
+    data = SimpleNamespace(task=SimpleNamespace(corpus=None))
+    work = SimpleNamespace(plan=plan_of(**plan), inputs=inputs, data=data)
     return Forecast(work, PILOT, SHORT)  # type: ignore[arg-type]
 
 

@@ -290,8 +290,8 @@ class MethodOptions(Growing):
         "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
         "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
         "gamma_beta_ratio": ("simpo",),
-        "center_rewards_coefficient": RANKERS,
         **dict.fromkeys(("loss_type", "num_generations", "temperature", "kl_weight", "num_iterations"), REWARDED),
+        "center_rewards_coefficient": RANKERS,
     }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
