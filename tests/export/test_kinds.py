@@ -78,8 +78,10 @@ def test_without_an_adapter_only_the_merged_model_is_exported(trained: Made) -> 
         source.plan.model_copy(update={"adapter": AdapterConfig(kind="none")}),
         load(None, export__to=["adapter"]),
     )
-    assert [row.kind for row in export.wanted(plain, full)] == ["merged"]
-    assert [row.kind for row in export.wanted(plain, source.plan)] == ["adapter"]
+    assert [row.kind for row in export.wanted(replace(source, config=plain, plan=full))] == ["merged"]
+    assert [row.kind for row in export.wanted(replace(source, config=plain))] == ["adapter"]
+    nothing = load(None, export__to=[])
+    assert not export.wanted(replace(source, config=nothing, plan=full))
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
