@@ -20,8 +20,9 @@ from tunewright.core import config
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.data import dataset
 from tunewright.data.messages import Chat, Message
-from tunewright.methods import kto, preference
+from tunewright.methods import kto
 from tunewright.methods.method import Loss
+from tunewright.methods.pairs import two_phase
 from tunewright.model import adapters, forward
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
@@ -219,8 +220,8 @@ def an_answer_is_what_it_is_alone() -> None:
 
 
 def padded(patch: Patch) -> None:
-    padding_counts(patch)  # of `preference`
-    patch.setattr(kto, "to_microbatch", preference.to_microbatch)
+    padding_counts(patch)  # of pairs
+    patch.setattr(kto, "to_microbatch", two_phase.to_microbatch)
 
 
 def no_undesirable_answer_is_a_reference() -> None:

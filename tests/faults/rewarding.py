@@ -366,6 +366,7 @@ def raft_has_no_more_tokens() -> None:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rewards.rollouts, "of", lambda answers, lm: how)
+            patch.setattr(rewards, "prompts_asked", lambda work: len(ROWS))
             for budget in (20, 100, 400):
                 chosen, spent = rewards.best_samples(work, budget)
                 assert budget - 6 <= spent <= budget

@@ -147,7 +147,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert own.targets == written["target_modules"]
     with pytest.raises(TunewrightError, match="ADAPTER_BASE_MISMATCH"):
         resolved(folder, "y")
-    with pytest.raises(TunewrightError, match="ADAPTER_CORRUPT"):
+    with pytest.raises(TunewrightError, match="ADAPTER_MISSING"):
         resolved(tmp_path / "nowhere")
     (folder / "tunewright.json").unlink()  # as PEFT writes it, without a hash of the base
     assert resolved(folder, "y") == own

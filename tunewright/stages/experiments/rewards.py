@@ -119,13 +119,16 @@ def sampled_tokens(work: Work) -> int:
     return total
 
 
+def prompts_asked(work: Work) -> int:
+    """How often the run has asked a prompt."""
+    return records.read(work.run.training, Training).steps * work.plan.batch_size
+
+
 def best_samples(work: Work, budget: int) -> tuple[list[TokenSequence], int]:
     """Of each prompt that is asked, the best of its samples unless all are equal; among samples of at most ``budget``
     tokens in all, which are counted, too."""
-    train, steps = work.inputs.rows["train"], records.read(work.run.training, Training).steps
-    # As many prompts as the run has asked, but each once.
-    asked = epoch_order(len(train), work.plan.seed, 0)[: steps * work.plan.batch_size]
-    rows = [train[i] for i in sorted(asked)]
+    train = work.inputs.rows["train"]
+    rows = [train[i] for i in sorted(epoch_order(len(train), work.plan.seed, 0)[: prompts_asked(work)])]
     samples: list[list[RolloutLine]] = [[] for _ in rows]
     spent = 0
     for n, line in _drawn(work, rows):
