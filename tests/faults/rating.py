@@ -20,7 +20,7 @@ from tunewright.core import config
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.data import dataset
 from tunewright.data.messages import Chat, Message
-from tunewright.methods import kto
+from tunewright.methods import kto, preference
 from tunewright.methods.method import Loss
 from tunewright.methods.pairs import two_phase
 from tunewright.model import adapters, forward
