@@ -149,6 +149,7 @@ def test_any_config_of_a_model_is_read_or_rejected(value: Any) -> None:
     given_to(fuzz.model, json.dumps(value).encode())
 
 
+@pytest.mark.slow
 def test_a_guided_search_finds_nothing_else() -> None:
     pytest.importorskip("atheris", reason="no wheel of atheris for this system")
     done = subprocess.run(
