@@ -318,6 +318,13 @@ class Done:
     stderr: str
 
 
+def printed_by(script: str, cwd: Path) -> Any:
+    """What a script prints as JSON in its last line, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def cli(*words: str, cwd: Path) -> Done:
     """``tunewright WORDS`` in this process, which saves the seconds of importing torch.
 

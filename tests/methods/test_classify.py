@@ -6,8 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from build import LORA, QUICK, byte_tokenizer, cli, exact_norms, plan_of, tiny_lm, training_of, write_chat_rows
+from build import (
+    LORA,
+    QUICK,
+    byte_tokenizer,
+    cli,
+    exact_norms,
+    plan_of,
+    printed_by,
+    tiny_lm,
+    training_of,
+    write_chat_rows,
+)
 from torch import Tensor
 
 from tunewright import api
@@ -290,9 +299,7 @@ for kind in ("adapter", "merged"):
             out[kind + " " + side] = model(**inputs).logits.softmax(-1).tolist()
 print(json.dumps([texts, out]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    texts, theirs = json.loads(done.stdout.splitlines()[-1])
+    texts, theirs = printed_by(script, tmp_path)
     model = chat.load_run(Run(run.path))
     ours = ChatModel(
         model.model, model.template, Decoding(4, (256,)), plan(labels=("cold", "warm"), tokens_per_pass=100)

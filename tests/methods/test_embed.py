@@ -4,8 +4,6 @@ trained, resumed, exported."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from build import LORA, QUICK, WORDS, byte_tokenizer, cli, exact_norms, plan_of, tiny_lm, training_of
+from build import LORA, QUICK, WORDS, byte_tokenizer, cli, exact_norms, plan_of, printed_by, tiny_lm, training_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -428,9 +426,7 @@ model = SentenceTransformer({str(run.path / "merged")!r}, device="cpu")
 assert model.prompts == {{"query": "find: ", "document": ""}}, model.prompts
 print(json.dumps([texts, model.encode_query(texts).tolist(), model.encode_document(texts).tolist()]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    texts, queries, documents = json.loads(done.stdout.splitlines()[-1])
+    texts, queries, documents = printed_by(script, tmp_path)
     ours = vectors_of(run)
     assert np.allclose(queries, encode(ours, texts, "query"), rtol=0, atol=1e-5)
     assert np.allclose(documents, encode(ours, texts, "document"), rtol=0, atol=1e-5)

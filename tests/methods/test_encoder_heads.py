@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 import tiny_encoders as tiny
 import torch
 import torch.nn.functional as F
-from build import LORA, QUICK, cli, plan_of, read
+from build import LORA, QUICK, cli, plan_of, printed_by, read
 from tiny_encoders import TEMPLATE
 from torch import Tensor
 
@@ -229,9 +227,7 @@ assert model.config.id2label == {{0: "cold", 1: "warm"}}, model.config.id2label
 tokenizer = AutoTokenizer.from_pretrained({str(run.path / "merged")!r})
 print(json.dumps(model(**tokenizer({texts!r}, padding=True, return_tensors="pt")).logits.tolist()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    theirs = torch.tensor(json.loads(done.stdout.splitlines()[-1])).softmax(-1)
+    theirs = torch.tensor(printed_by(code, tmp_path)).softmax(-1)
     model = chat.load_run(Run(run.path))
     assert model.plan is not None
     answers = ChatModel(model.model, model.template, Decoding(1, ()), model.plan).by_head(

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import tiny_encoders as tiny
 import torch
 import torch.nn.functional as F
-from build import LORA, QUICK, byte_tokenizer, cli, exact_norms, plan_of, read, tiny_lm
+from build import LORA, QUICK, byte_tokenizer, cli, exact_norms, plan_of, printed_by, read, tiny_lm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -354,9 +352,7 @@ tokenizer = AutoTokenizer.from_pretrained({str(run.path / "merged")!r})
 print(json.dumps([model.config.id2label["0" if "0" in model.config.id2label else 0],
       model(**tokenizer({TEXT!r}, return_tensors="pt")).logits[0].tolist()]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    first, theirs = json.loads(done.stdout.splitlines()[-1])
+    first, theirs = printed_by(script, tmp_path)
     assert first == "B-colour", "the order of the labels"
     model = chat.load_run(Run(run.path))
     row = tag.sequence(model.template, chat.prompt_of(model, [Message("user", TEXT)]), 0)

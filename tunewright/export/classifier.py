@@ -70,7 +70,7 @@ def classifier(module: PreTrainedModel, plan: Plan, template: Template) -> PreTr
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(module.config)
-    config.id2label, config.label2id = dict(enumerate(plan.labels)), {label: n for n, label in enumerate(plan.labels)}
+    tagger.name_labels(config, plan)
     config.problem_type = PROBLEMS[plan.method]
     config.pad_token_id = config.get_text_config().pad_token_id = _padding(template)
     with torch.device("meta"):
@@ -99,12 +99,8 @@ def has_own_head(module: PreTrainedModel) -> bool:
 
 def batch_logits(module: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """logits_NC of prompts in one batch, as a user of that class computes them."""
-    import torch
-
-    longest, pad = max(map(len, prompts)), module.config.pad_token_id
-    ids = torch.tensor([[*p, *[pad] * (longest - len(p))] for p in prompts])
-    seen = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
-    logits_NC: torch.Tensor = module(ids, attention_mask=seen, use_cache=False).logits
+    batch = tagger.in_one_batch(prompts, module.config.pad_token_id)
+    logits_NC: torch.Tensor = module(**batch, use_cache=False).logits
     return logits_NC
 
 

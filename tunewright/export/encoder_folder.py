@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export.tagger import CLASS, linear
+from tunewright.export.tagger import CLASS, linear, name_labels, without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ PROBLEMS = {
     "reward_model": "regression",
 }
 MODULES, POOL, DENSE = "modules.json", "1_Pooling", "2_Dense"
-MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
+MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}  # in the file of every version
 
 
 def exported(model: LanguageModel, plan: Plan) -> LanguageModel:
@@ -44,8 +45,7 @@ def exported(model: LanguageModel, plan: Plan) -> LanguageModel:
     from tunewright.model.heads.linear import NAME
 
     module, config = model.module, model.module.config
-    config.id2label = dict(enumerate(plan.labels))
-    config.label2id = {label: n for n, label in enumerate(plan.labels)}
+    name_labels(config, plan)
     if plan.pooling != "cls" or not is_exact(config):
         return model
     config.problem_type = PROBLEMS[plan.method]
@@ -77,13 +77,8 @@ def with_head(module: PreTrainedModel, head_CD: torch.Tensor) -> PreTrainedModel
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    config = copy.deepcopy(module.config)
-    if len(config.id2label) != len(head_CD):
-        config.num_labels = len(head_CD)
-    try:
-        with torch.device("meta"):
-            made: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:
+    made = without_weights(AutoModelForSequenceClassification, module, len(head_CD))
+    if made is None:
         return None
     pooler, head = getattr(made.base_model, "pooler", None), getattr(made, "classifier", None)
     inner = linear(SMALL * torch.eye(head_CD.shape[1], dtype=head_CD.dtype, device=head_CD.device), True)
@@ -130,23 +125,30 @@ def _save_modules(folder: Path, layout: Layout, width: int, head: nn.Linear | No
     """What sentence-transformers reads besides the encoder."""
     from safetensors.torch import save_file
 
-    modes = {f"pooling_mode_{name}": mode == layout.pooling for mode, name in MODES.items()}
-    modules = [("", "Transformer"), (POOL, "Pooling"), *([] if head is None else [(DENSE, "Dense")])]
-    for path, _ in modules[1:]:
-        (folder / path).mkdir()
-    listed = [
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for n, (path, name) in enumerate(modules)
-    ]
-    write_json(folder / MODULES, listed)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": layout.longest, "do_lower_case": False})
-    write_json(folder / POOL / "config.json", {"word_embedding_dimension": width, **modes})
+    assert layout.pooling is not None
+    write_modules(folder, layout.pooling, layout.longest, width, [] if head is None else [(DENSE, "Dense")])
     if head is not None:
+        (folder / DENSE).mkdir()
         described = {"in_features": width, "out_features": head.out_features, "bias": False}
         write_json(
             folder / DENSE / "config.json", {**described, "activation_function": "torch.nn.modules.linear.Identity"}
         )
         save_file({"linear.weight": head.weight.detach().contiguous()}, folder / DENSE / "model.safetensors")
+
+
+def write_modules(folder: Path, pooling: Pooling, longest: int, width: int, more: Sequence[tuple[str, str]]) -> None:
+    """The files by which sentence-transformers knows a folder: a model, its pooling, and ``more`` modules, each with
+    its folder and its class. ``longest``: text in tokens; ``width``: of the model's hidden states."""
+    modules = [("", "Transformer"), (POOL, "Pooling"), *more]
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for n, (path, name) in enumerate(modules)
+    ]
+    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in MODES.items()}
+    (folder / POOL).mkdir(exist_ok=True)
+    write_json(folder / MODULES, listed)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+    write_json(folder / POOL / "config.json", {"word_embedding_dimension": width, **modes})
 
 
 def load(folder: Path) -> LanguageModel:

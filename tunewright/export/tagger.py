@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     from tunewright.model.language_model import LanguageModel
 
@@ -54,9 +55,8 @@ def exported(model: LanguageModel, plan: Plan) -> LanguageModel:
     """The same weights as a module of that class. The module may no longer be used in another way."""
     from tunewright.model.heads.linear import NAME
 
-    module, config = model.module, model.module.config
-    config.id2label = dict(enumerate(plan.labels))
-    config.label2id = {label: n for n, label in enumerate(plan.labels)}
+    module = model.module
+    name_labels(module.config, plan)
     head_CD = getattr(module, NAME).weight
     delattr(module, NAME)
     made = with_head(module.base_model, head_CD)
@@ -69,20 +69,34 @@ def with_head(base: PreTrainedModel, head_CD: torch.Tensor) -> PreTrainedModel |
     import torch
     from transformers import AutoModelForTokenClassification
 
-    config = copy.deepcopy(base.config)
-    if len(config.id2label) != len(head_CD):
-        config.num_labels = len(head_CD)
-    try:
-        with torch.device("meta"):
-            made: PreTrainedModel = AutoModelForTokenClassification.from_config(config)
-    except ValueError:
-        return None
+    made = without_weights(AutoModelForTokenClassification, base, len(head_CD))
     name = next((n for n in CLASSIFIERS if isinstance(getattr(made, n, None), torch.nn.Linear)), None)
-    if name is None or type(made.base_model) is not type(base):
+    if made is None or name is None or type(made.base_model) is not type(base):
         return None
     setattr(made, name, linear(head_CD.detach(), getattr(made, name).bias is not None))
     setattr(made, made.base_model_prefix, base)
     return None if any(p.is_meta for p in made.parameters()) else made.eval().requires_grad_(False)
+
+
+def name_labels(config: PreTrainedConfig, plan: Plan) -> None:
+    """Write the names of the outputs into the config."""
+    config.id2label = dict(enumerate(plan.labels))
+    config.label2id = {label: n for n, label in enumerate(plan.labels)}
+
+
+def without_weights(loader: type[_BaseAutoModelClass], base: PreTrainedModel, outputs: int) -> PreTrainedModel | None:
+    """An empty model of transformers' class for this base, with so many outputs; None if there is no such class."""
+    import torch
+
+    config = copy.deepcopy(base.config)
+    if len(config.id2label) != outputs:
+        config.num_labels = outputs
+    try:
+        with torch.device("meta"):
+            made: PreTrainedModel = loader.from_config(config)
+    except ValueError:
+        return None
+    return made
 
 
 def linear(weight_OI: torch.Tensor, bias: bool) -> nn.Linear:
@@ -98,14 +112,20 @@ def linear(weight_OI: torch.Tensor, bias: bool) -> nn.Linear:
     return layer
 
 
-def batch_logits(module: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """logits_TC of each of the texts, read in one batch, as a user of that class computes them."""
+def in_one_batch(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """What a model of transformers is called with for prompts that are padded on the right."""
     import torch
 
-    longest, pad = max(map(len, prompts)), module.config.pad_token_id or 0
-    ids = torch.tensor([[*p, *[pad] * (longest - len(p))] for p in prompts])
-    seen = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
-    logits_BTC: torch.Tensor = module(ids, attention_mask=seen).logits
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[*p, *[pad] * (longest - len(p))] for p in prompts]),
+        "attention_mask": torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts]),
+    }
+
+
+def batch_logits(module: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """logits_TC of each of the texts, read in one batch, as a user of that class computes them."""
+    logits_BTC: torch.Tensor = module(**in_one_batch(prompts, module.config.pad_token_id or 0)).logits
     return [logits_BTC[n, : len(p)] for n, p in enumerate(prompts)]
 
 

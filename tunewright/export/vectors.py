@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.errors import MissingExtra
 from tunewright.core.run_folder import read_json, write_json
 from tunewright.export import portable
+from tunewright.export.encoder_folder import write_modules
 from tunewright.export.kind import Place, Reloaded, TrainedRun
 from tunewright.tokens.template import Template
 from tunewright.tokens.texts import Kind, appended_end
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 LOADED_WITH = "sentence-transformers"
 # Largest allowed difference of a component of a vector of length 1, by stored dtype.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.005}
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
-PARTS = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-MODES = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}  # in the file of every version
+SETTINGS = "config_sentence_transformers.json"
 
 
 def require_package() -> None:
@@ -52,16 +51,8 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
         tokenizer(source.template, plan.max_length).save_pretrained(folder)
     inner.config.architectures = before  # that of a decoder with its head is another
     portable.make_portable(folder)
-    listed = [
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for n, (path, name) in enumerate(PARTS)
-    ]
-    write_json(folder / MODULES, listed)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": plan.max_length, "do_lower_case": False})
-    modes = {f"pooling_mode_{name}": mode == vectors.pooling(plan) for mode, name in MODES.items()}
-    (folder / "1_Pooling").mkdir(exist_ok=True)
     width = int(inner.config.get_text_config().hidden_size)
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    write_modules(folder, vectors.pooling(plan), plan.max_length, width, [("2_Normalize", "Normalize")])
     query, document = source.template.prefixes
     prompts = {"prompts": {"query": query, "document": document}, "default_prompt_name": None}
     write_json(folder / SETTINGS, {**prompts, "similarity_fn_name": "cosine"})

@@ -36,8 +36,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     if template.encoder:
         prompt: Sequence[int] = for_generation(template, example.prompt)
     else:
-        answered = for_training(template, example, row, max_length)[-1]
-        prompt = answered.ids[: next(t for t, w in enumerate(answered.weights) if w)]
+        prompt = for_training(template, example, row, max_length)[-1].prompt
     signal = {"answer": np.frombuffer(example.target.encode(), np.uint8)}
     return [TrainRow((head_sequence(prompt, template.eos, row),), row, signal)]
 

@@ -111,7 +111,7 @@ def mismatched(rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step
 
     def prompt_of(i: int) -> tuple[int, ...]:
         (sequence,) = rows[i].sequences
-        return sequence.ids[: preference.prompt_length(sequence)]
+        return sequence.prompt
 
     made = []
     for i, j in zip(chosen, partners(prompt_of, len(rows), chosen, plan.seed, step), strict=True):

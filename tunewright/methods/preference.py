@@ -25,7 +25,7 @@ from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
 from tunewright.tokens.rendering import for_training
-from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat
+from tunewright.tokens.sequences import Signal, TrainRow, flat
 from tunewright.tokens.template import Template
 
 # Not the plan's tokens_per_pass: the division into passes affects the rounding of the stored numbers, which must not
@@ -41,7 +41,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
         raise data_error("DATA_FIELD_MISSING", message, where=example.where, fix=fix)
     sides = example, replace(example, messages=(*example.messages[:-1], example.rejected))
     pair = tuple(for_training(template, side, row, max_length)[-1] for side in sides)
-    chosen, rejected = ((s.ids[: prompt_length(s)], s.ids[prompt_length(s) :]) for s in pair)
+    chosen, rejected = ((s.prompt, s.ids[len(s.prompt) :]) for s in pair)
     assert chosen[0] == rejected[0], "both answers follow the prompt as it is served"
     if chosen[1] == rejected[1]:
         message, fix = "the chosen and the rejected answer have the same tokens.", "remove the row."
@@ -141,8 +141,3 @@ def _signal(rows: Sequence[TrainRow]) -> Signal:
 def _beta(plan: Plan) -> float:
     assert plan.options.beta != "auto", "`options` has resolved it"
     return plan.options.beta
-
-
-def prompt_length(sequence: TokenSequence) -> int:
-    """The length of the prompt: the place of the first supervised token."""
-    return next(t for t, w in enumerate(sequence.weights) if w)

@@ -64,6 +64,12 @@ class Inputs:
         (arm,) = self.arms["tuned"]
         return arm
 
+    @property
+    def test_rows(self) -> list[TrainRow]:
+        """The training rows made of the rows for the verdict."""
+        wanted = set(self.test)
+        return [r for r in self.rows["test"] if r.row in wanted]
+
     def evaluated(self, side: Side) -> tuple[int, ...]:
         """The rows of dev or test that arms answer."""
         return self.dev if side == "dev" else self.test

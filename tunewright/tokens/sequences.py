@@ -29,6 +29,11 @@ class TokenSequence:
         """Number of tokens that carry loss."""
         return sum(w != 0 for w in self.weights)
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the first that carries loss."""
+        return self.ids[: next(t for t, w in enumerate(self.weights) if w)]
+
 
 @dataclass(frozen=True)
 class TrainRow:

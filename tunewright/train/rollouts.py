@@ -141,7 +141,7 @@ class Rollouts:
         if not lines:
             was = model.module.training
             model.module.eval()
-            written = generate.complete(model, [_prompt(r) for r in dev], self.decoding)
+            written = generate.complete(model, [r.sequences[0].prompt for r in dev], self.decoding)
             model.module.train(was)
             limit = self.decoding.max_new_tokens
             answers = [[Sample(tuple(ids), (), "length" if len(ids) == limit else "stop")] for ids in written]
@@ -194,7 +194,7 @@ class Rollouts:
     def _drawn(
         self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int, by: Outside | None
     ) -> list[list[Sample]]:
-        options, prompts = plan.options, [(r.row, _prompt(r)) for r in rows]
+        options, prompts = plan.options, [(r.row, r.sequences[0].prompt) for r in rows]
         draw = Draw(plan.seed, step, options.temperature)
         if by is None:
             return sample(model, prompts, options.num_generations, self.decoding, draw)
@@ -241,7 +241,7 @@ class Rollouts:
         """Mean difference of log-probabilities in sampling and in training. Raises ROLLOUT_MISMATCH: where it is large,
         other kernels, other weights or another temperature drew the samples than those that are trained."""
         some = [(r, group[0]) for r, group in zip(rows, groups, strict=True)][:COMPARED]
-        sequences = [prompt_then_answer(_prompt(r), s.ids, r.row) for r, s in some]
+        sequences = [prompt_then_answer(r.sequences[0].prompt, s.ids, r.row) for r, s in some]
         logp_M = forward.logp(model, to_microbatch(sequences, plan.layout), temperature=plan.options.temperature)
         drawn_M = np.array([x for _, s in some for x in s.logp])
         mismatch = float(np.abs(logp_M.double().cpu().numpy() - drawn_M).mean())
@@ -268,7 +268,7 @@ class Rollouts:
         done = []
         for n, row in enumerate(rows):
             own = lines[n * count : (n + 1) * count]
-            sequences = tuple(prompt_then_answer(_prompt(row), x.ids, row.row) for x in own)
+            sequences = tuple(prompt_then_answer(row.sequences[0].prompt, x.ids, row.row) for x in own)
             scored_G = reward_NG[n][~np.isnan(reward_NG[n])]
             statistics = {
                 "reward": scored_G.mean() if len(scored_G) else 0.0,
@@ -310,12 +310,6 @@ def _weights(line: RolloutLine) -> NDArray[np.float64]:
 def _put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         tensor.copy_(values[name])
-
-
-def _prompt(row: TrainRow) -> tuple[int, ...]:
-    """The tokens before the answer."""
-    sequence = row.sequences[0]
-    return sequence.ids[: next(t for t, w in enumerate(sequence.weights) if w)]
 
 
 def _weights_sha256(model: LanguageModel) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tunewright.data import corpus_metrics
 from tunewright.data.messages import Example, Text
 from tunewright.data.metrics import METRICS
-from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.kind import Task, TaskKind, nothing_is_written
 
 
 def _detect(examples: Sequence[Example]) -> Task | None:
@@ -18,15 +17,11 @@ def _detect(examples: Sequence[Example]) -> Task | None:
     return Task(TEXT, METRICS["bits_per_byte"], reason)
 
 
-def _no_answer(*_: Any) -> Any:
-    raise AssertionError("documents have no answers")
-
-
 TEXT = TaskKind(
     name="text",
     detect=_detect,
-    read=_no_answer,
-    instruct=_no_answer,
+    read=nothing_is_written,
+    instruct=nothing_is_written,
     corpus=corpus_metrics.CORPUS_BITS,
     summary=("corpus_bits_per_byte",),
     prompted=False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -144,6 +144,11 @@ _READING: dict[str, Callable[[Score], float | None]] = {
     "cut_answers": lambda s: _written(s)[0].cut,
     "reference_bits": lambda s: _written(s)[1].reference_bits,
 }
+
+
+def nothing_is_written(*_: object) -> NoReturn:
+    """What reads or asks for an answer of a kind that has none."""
+    raise AssertionError("nothing is written")
 
 
 def one_answer(examples: Sequence[Example]) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 from tunewright.data import corpus_metrics
 from tunewright.data.messages import Chat, Example
 from tunewright.data.metrics import METRICS
-from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.kind import Task, TaskKind, nothing_is_written
 
 
 def _detect(examples: Sequence[Example]) -> Task | None:
@@ -17,15 +16,11 @@ def _detect(examples: Sequence[Example]) -> Task | None:
     return Task(RANKING, METRICS["pair_accuracy"], "two answers to a prompt, to be ranked")
 
 
-def _no_answer(*_: object) -> NoReturn:
-    raise AssertionError("nothing is written")
-
-
 RANKING = TaskKind(
     name="ranking",
     detect=_detect,
-    read=_no_answer,
-    instruct=_no_answer,
+    read=nothing_is_written,
+    instruct=nothing_is_written,
     corpus=corpus_metrics.DECIDED,
     summary=("decided",),
     prompted=False,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from tunewright.data import corpus_metrics
 from tunewright.data.messages import Chat, Example
 from tunewright.data.metrics import METRICS
-from tunewright.data.scores import Readings
-from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.kind import Task, TaskKind, nothing_is_written
 from tunewright.data.text import normalised
 
 
@@ -16,14 +15,6 @@ def _detect(examples: Sequence[Example]) -> Task | None:
     if not (isinstance(examples[0], Chat) and examples[0].negatives is not None):
         return None
     return Task(RETRIEVAL, METRICS["ndcg"], "queries, each with a document that answers it")
-
-
-def _read(task: Task, example: Example, answer: str) -> Readings:
-    raise AssertionError("nothing is written")
-
-
-def _instruct(task: Task, train: Sequence[Chat]) -> str:
-    raise AssertionError("nothing is asked for")
 
 
 def _canonical(example: Example) -> str:
@@ -35,8 +26,8 @@ def _canonical(example: Example) -> str:
 RETRIEVAL = TaskKind(
     name="retrieval",
     detect=_detect,
-    read=_read,
-    instruct=_instruct,
+    read=nothing_is_written,
+    instruct=nothing_is_written,
     corpus=corpus_metrics.POOLED_RECALL,
     summary=("recall", "mrr", "pooled_recall"),
     canonical=_canonical,

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from tunewright.data.baselines import Predict, PredictProbs
 from tunewright.data.messages import Chat, Example, Prompt
-from tunewright.data.scores import Answer, LabelProbs, Written
+from tunewright.data.scores import Answer, LabelProbs, Ranked, Written
 from tunewright.judge.arms.arm import Model, Progress
 
-Output = tuple[str, LabelProbs | Written]  # the answer as text, and what it was chosen from
+Output = tuple[str, LabelProbs | Ranked | Written]  # the answer as text, and what it was chosen from
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,14 @@ from tunewright.data import baselines
 from tunewright.data.messages import Chat, Example, Prompt
 from tunewright.data.scores import Answer, Ranked
 from tunewright.judge.arms.arm import Arm, Model, Progress
+from tunewright.judge.arms.classifier import Classifier, Output
 
 By = Literal["head", "logp", "logp_per_byte"]
 
 
-@dataclass(frozen=True)
-class ByText:
+def by_text(score: Callable[[Sequence[str]], Sequence[float]]) -> Classifier:
     """``score``: of answers, as texts."""
-
-    score: Callable[[Sequence[str]], Sequence[float]]
-    needs_model: ClassVar[bool] = False
-    deterministic: ClassVar[bool] = True
-    decoding: ClassVar[str] = "greedy"
-
-    def prompt(self, example: Example) -> Prompt:
-        return example.prompt
-
-    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
-        return _ranked(examples, self.score([chat.target for chat in _sides(examples)]), progress)
+    return Classifier(lambda chats: _ranked(chats, score([chat.target for chat in _sides(chats)])))
 
 
 @dataclass(frozen=True)
@@ -46,10 +36,15 @@ class ByModel:
         assert model is not None
         sides = _sides(examples)
         if self.by == "head":
-            return _ranked(examples, model.rewards(sides), progress)
+            return self._answers(examples, model.rewards(sides), progress)
         read = model.likelihoods([chat.prompt for chat in sides], [chat.messages[-1] for chat in sides])
         bytes_S = [max(1, r.bytes) if self.by == "logp_per_byte" else 1 for r in read]
-        return _ranked(examples, [-r.nats / n for r, n in zip(read, bytes_S, strict=True)], progress)
+        return self._answers(examples, [-r.nats / n for r, n in zip(read, bytes_S, strict=True)], progress)
+
+    def _answers(self, examples: Sequence[Example], scores: Sequence[float], progress: Progress) -> list[Answer]:
+        progress(len(examples))
+        ranked = zip(examples, _ranked(examples, scores), strict=True)
+        return [Answer(text, both, example.prompt.messages) for example, (text, both) in ranked]
 
 
 def _sides(examples: Sequence[Example]) -> list[Chat]:
@@ -62,14 +57,13 @@ def _sides(examples: Sequence[Example]) -> list[Chat]:
     return sides
 
 
-def _ranked(examples: Sequence[Example], scores: Sequence[float], progress: Progress) -> list[Answer]:
-    progress(len(examples))
+def _ranked(examples: Sequence[Example], scores: Sequence[float]) -> list[Output]:
+    """The answer with the higher score, empty if both have the same, for each row, and the scores of both."""
     sides = [chat.target for chat in _sides(examples)]
-    answers = []
-    for n, example in enumerate(examples):
+    answers: list[Output] = []
+    for n in range(len(examples)):
         both = Ranked(*scores[2 * n : 2 * n + 2])
-        text = "" if both.chosen == both.rejected else sides[2 * n + (both.chosen < both.rejected)]
-        answers.append(Answer(text, both, example.prompt.messages))
+        answers.append(("" if both.chosen == both.rejected else sides[2 * n + (both.chosen < both.rejected)], both))
     return answers
 
 
@@ -78,14 +72,14 @@ def arms(train: Sequence[Chat], full: bool) -> dict[str, list[Arm]]:
     more, less = "the base model: the more probable answer", "the base model: the answer that is more probable per byte"
     families = {
         "length": [
-            Arm("length", "the longer answer", ByText(lambda texts: [float(len(t)) for t in texts]), "longer"),
-            Arm("length", "the shorter answer", ByText(lambda texts: [-float(len(t)) for t in texts]), "shorter"),
+            Arm("length", "the longer answer", by_text(lambda texts: [float(len(t)) for t in texts]), "longer"),
+            Arm("length", "the shorter answer", by_text(lambda texts: [-float(len(t)) for t in texts]), "shorter"),
         ],
         "base": [Arm("base", more, ByModel("logp")), Arm("base", less, ByModel("logp_per_byte"), "per_byte")],
     }
     if full:
         score = baselines.pair_scores([e.target for e in train], [e.rejected.text for e in train if e.rejected])
         description = "TF-IDF of the answers, and logistic regression on the difference of two"
-        families["classical"] = [Arm("classical", description, ByText(score), trained=True)]
+        families["classical"] = [Arm("classical", description, by_text(score), trained=True)]
     tuned = Arm("tuned", "the trained weights and head", ByModel("head"), uses_adapter=True, trained=True)
     return {**families, "tuned": [tuned]}

@@ -34,10 +34,10 @@ def by_cosine(query_QD: NDArray[np.float32], document_ND: NDArray[np.float32]) -
 
 
 def fused(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """Two rankings as one: a document counts 1 / (60 + its rank) in each in which it is among the first 100."""
+    """Two rankings as one: a document counts 1 / (60 + its rank) in each that it is in."""
     value: dict[int, float] = {}
     for ranking in (one, other):
-        for rank, document in enumerate(ranking[:KEPT], 1):
+        for rank, document in enumerate(ranking, 1):
             value[document] = value.get(document, 0.0) + 1 / (RRF + rank)
     return sorted(value, key=lambda document: (-value[document], document))
 

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import write_atomic
-
-Kind = Literal["query", "document"]
+from tunewright.tokens.texts import Kind
 
 
 @dataclass(frozen=True)

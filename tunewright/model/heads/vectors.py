@@ -58,8 +58,7 @@ def freeze_output_head(module: PreTrainedModel) -> None:
 
 
 def without_dropout(module: nn.Module) -> None:
-    """Switch off the base's own dropout for good: a text must have one vector, however often it is computed in a
-    step."""
+    """Switch off the base's own dropout for good: what a step computes twice must be the same both times."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0

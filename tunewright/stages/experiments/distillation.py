@@ -21,10 +21,9 @@ from tunewright.tokens.sequences import TrainRow
 
 def distillation(work: Work) -> Distillation | NotMeasured:
     """Reads the reference answers of the test rows with the teacher and with the models that are compared."""
-    plan, wanted = work.plan, set(work.inputs.test)
+    plan, rows = work.plan, work.inputs.test_rows
     assert plan.teacher is not None
     trained, before = weights.at_chosen_scale(work.run, plan), weights.before(work.run, plan)
-    rows = [r for r in work.inputs.rows["test"] if r.row in wanted]
     clusters = [work.data.cluster[r.row] for r in rows]
     if len(set(clusters)) < 2:
         return NotMeasured(reason="there are fewer than two groups of test rows")

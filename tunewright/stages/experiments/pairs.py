@@ -30,8 +30,7 @@ def pairs(work: Work) -> Pairs | Ratings | NotMeasured:
     rated rows are measured as such."""
     if work.plan.method in RATED:
         return ratings.ratings(work)
-    trained, wanted = weights.at_chosen_scale(work.run, work.plan), set(work.inputs.test)
-    rows = [r for r in work.inputs.rows["test"] if r.row in wanted]
+    trained, rows = weights.at_chosen_scale(work.run, work.plan), work.inputs.test_rows
     clusters = [work.data.cluster[r.row] for r in rows]
     if len(set(clusters)) < 2:
         return NotMeasured(reason="there are fewer than two groups of test pairs")

@@ -57,8 +57,7 @@ def rewards(work: Work) -> Rewards | NotMeasured:
 
 def _on_test(work: Work, which: Weights, name: str) -> Floats:
     """reward_NG of samples of the test prompts; 0 where the grader fails."""
-    wanted, plan = set(work.inputs.test), work.plan
-    rows = [r for r in work.inputs.rows["test"] if r.row in wanted]
+    rows, plan = work.inputs.test_rows, work.plan
     plan = plan.model_copy(update={"options": plan.options.model_copy(update={"temperature": 1.0})})
     with work.models.at(which) as model:
         drawn = rollouts.of(work.answers, model)
@@ -70,7 +69,7 @@ def _on_test(work: Work, which: Weights, name: str) -> Floats:
 
 
 def _compared(work: Work, sides: Sequence[Floats], k: int) -> PairMeasure:
-    clusters = [work.data.cluster[r.row] for r in work.inputs.rows["test"] if r.row in set(work.inputs.test)]
+    clusters = [work.data.cluster[r.row] for r in work.inputs.test_rows]
     tuned_N, before_N = (pass_at_k.highest_of(side.tolist(), k) for side in sides)
     return sft_alone.measure(work, tuned_N, before_N, clusters, 1.0)
 
@@ -140,9 +139,7 @@ def best_samples(work: Work, budget: int) -> tuple[list[TokenSequence], int]:
     for row, own in zip(rows, samples, strict=True):
         reward_1G = np.array([[np.nan if x.reward is None else x.reward for x in own]], np.float64)
         if (place := np.flatnonzero(policy_losses.best(reward_1G)[0])).size:
-            sequence = row.sequences[0]
-            prompt = sequence.ids[: next(t for t, w in enumerate(sequence.weights) if w)]
-            chosen.append(prompt_then_answer(prompt, own[int(place[0])].ids, row.row))
+            chosen.append(prompt_then_answer(row.sequences[0].prompt, own[int(place[0])].ids, row.row))
     return chosen, spent
 
 
