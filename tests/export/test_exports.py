@@ -67,11 +67,12 @@ def test_an_export_is_written_again_only_if_it_would_be_another(tmp_path: Path, 
     run = copied(proved, tmp_path)
     weights = run / "adapter" / "adapter_model.safetensors"
 
-    def written(*settings: str) -> int:
+    def written(*settings: str) -> tuple[int, int]:
         done = cli("export", "r", *settings, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert not (run / ".exports.json").exists()
-        return weights.stat().st_ino
+        stored = weights.stat()
+        return stored.st_ino, stored.st_mtime_ns  # the number of a removed file is given to another one
 
     first, content = written("export.to=[adapter]"), weights.read_bytes()
     assert written("export.to=[adapter, merged]") == first
