@@ -328,11 +328,11 @@ def test_a_reply_that_is_no_answer_costs_this_question_alone(what: str, tmp_path
 
 
 def test_an_endpoint_that_refuses_everything_is_an_error_after_few_questions(tmp_path: Path) -> None:
-    shown = made(20)
-    comparing = Comparing(Run(tmp_path), "few_shot", tuple(shown), 20, {p.row: p.row for p in shown}, 0.05)
+    shown = made(100)
+    comparing = Comparing(Run(tmp_path), "few_shot", tuple(shown), 100, {p.row: p.row for p in shown}, 0.05)
     with endpoint(lambda asked: 422) as (url, seen), pytest.raises(RunError, match=r"REMOTE_FAILED.*status 422"):
         comparing.ask(Judge(Endpoint(url, "m", concurrency=2)), Console(quiet=True))
-    assert len(seen) < 10
+    assert len(seen) < 50  # of 200; on a busy machine a few are asked before the first refusal is read
 
 
 def test_replies_with_half_a_character_or_in_parts_are_read() -> None:
