@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -73,26 +74,31 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float, float]:
-    """(float32, bfloat16) speed, the best of six alternating rounds: a busy neighbour slows a round, not the best of
-    six.
+def _gflops(device: str) -> tuple[float, float]:
+    """(float32, bfloat16) speed. Without bfloat16 in hardware one product can take seconds, so a dtype that is ten
+    times slower than the other in a small product is not measured in a large one."""
+    shape = (512, 1024) if device == "cpu" else (4096, 4096)
+    small = _speeds(device, (64, 256), (torch.float32, torch.bfloat16), rounds=3)
+    large = _speeds(device, shape, [d for d, speed in small.items() if speed > max(small.values()) / 10], rounds=6)
+    fp32, bf16 = (round((small | large)[dtype], 1) for dtype in small)
+    return fp32, bf16
 
-    Without bfloat16 in hardware one product can take a second, so a dtype that is ten times slower than the other is
-    not measured again: no neighbour explains that."""
-    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    rows, width = (512, 1024) if device == "cpu" else (4096, 4096)
-    operands = {d: [torch.ones(n, width, dtype=d, device=device) for n in (rows, width)] for d in best}
+
+def _speeds(
+    device: str, shape: tuple[int, int], dtypes: Sequence[torch.dtype], rounds: int, seconds: float = 0.02
+) -> dict[torch.dtype, float]:
+    """GFLOP/s of (rows, width) x (width, width) products, the best of alternating rounds: a busy neighbour slows a
+    round, not the best of several."""
+    (rows, width), best = shape, dict.fromkeys(dtypes, float("inf"))
+    operands = {d: [torch.ones(n, width, dtype=d, device=device) for n in (rows, width)] for d in dtypes}
     for _ in range(rounds):
         for dtype, (a, b) in operands.items():
-            if 10 * min(best.values()) < best[dtype] < float("inf"):
-                continue
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 start = time.perf_counter()
                 (a @ b)[0, 0].item()
                 best[dtype] = min(best[dtype], time.perf_counter() - start)
-    fp32, bf16 = (round(2 * rows * width * width / t / 1e9, 1) for t in best.values())
-    return fp32, bf16
+    return {dtype: 2 * rows * width * width / t / 1e9 for dtype, t in best.items()}
 
 
 def _processor() -> str:
