@@ -29,8 +29,10 @@ def key(example: Example, canonical: Canonical) -> Hashable:
 
 
 def _asked(example: Example) -> str:
-    """Prompts that differ only in letter case are one, because they are so more often by accident than answers are."""
-    return exact(example.whole_prompt).casefold()
+    """Prompts that differ only in letter case are one, because they are so more often by accident than answers are. Not
+    so where words are tagged: capitals are what names are known by."""
+    prompt = exact(example.whole_prompt)
+    return prompt if isinstance(example, Chat) and example.tagged else prompt.casefold()
 
 
 def question(example: Example, canonical: Canonical) -> str:
