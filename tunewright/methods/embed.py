@@ -28,13 +28,14 @@ from tunewright.methods.pairs.contrastive import Contrast, losses, texts_of
 from tunewright.model import forward
 from tunewright.model.heads import vectors
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Microbatch, singles, split_into_passes, to_microbatch
+from tunewright.tokens.packing import Microbatch, epoch_order, singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TrainRow, head_sequence
 from tunewright.tokens.template import Template
 from tunewright.tokens.texts import Kind, spells_special, text_ids
 
 # How far a vector of length 1 may be from the one that was computed without gradients, in the same pass.
 SAME = {"float32": 1e-3, "bfloat16": 0.1}
+FIRST_PHASE = ("loss_1", "right_1", "vector_SD", "derivative_SD")
 
 
 def options(options: MethodOptions) -> MethodOptions:
@@ -66,7 +67,23 @@ def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progr
 def microbatches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
 ) -> list[Microbatch]:
-    texts, contrast = texts_of([rows[i] for i in chosen])
+    """Of a step. Dev rows are read in groups of as many rows as a step has: compared with as many documents as in
+    training, their loss is on the scale of the training loss, however many they are."""
+    count, size = len(chosen), plan.batch_size
+    if count <= size:
+        return _of_step(model, [rows[i] for i in chosen], 0, plan)
+    shuffled = [rows[chosen[i]] for i in epoch_order(count, plan.seed, 0)]
+    parts: list[Microbatch] = []
+    for start in range(0, count, size):
+        first = min(start, count - size)  # the last group is filled up with rows that were counted before
+        parts += _of_step(model, shuffled[first : first + size], start - first, plan)
+    return parts
+
+
+def _of_step(model: LanguageModel, rows: Sequence[TrainRow], counted: int, plan: Plan) -> list[Microbatch]:
+    """The passes of rows that are compared with one another. The first ``counted`` have no loss."""
+    texts, contrast = texts_of(rows)
+    contrast = contrast.without(counted)
     sequences = [vectors.pooled(text, vectors.pooling(plan)) for text in texts]
     groups = split_into_passes(singles([s.ids for s in sequences]), plan.tokens_per_pass, plan.layout)
     parts = [to_microbatch([sequences[i] for i in group], plan.layout) for group in groups]
@@ -74,34 +91,35 @@ def microbatches(
         return _cached(model, parts, groups, contrast, plan)
     place_S = np.empty(len(sequences), np.int64)
     place_S[groups[0]] = np.arange(len(sequences))
-    rows_1 = np.array([len(chosen)])
+    rows_1 = np.array([len(contrast.anchor_R)])
     return [replace(parts[0], signal={**contrast.renumbered(place_S).signal, "rows_1": rows_1})]
 
 
 def _cached(
     model: LanguageModel, parts: Sequence[Microbatch], groups: Sequence[Sequence[int]], contrast: Contrast, plan: Plan
 ) -> list[Microbatch]:
-    """The passes, with the vectors of their texts, the derivatives of the step's loss by these, and the losses of the
-    rows whose queries they contain."""
+    """The passes, with the losses of the rows whose queries they contain. In a step, also with the vectors of their
+    texts, and the derivatives of the loss by these."""
     assert plan.embed is not None
+    is_step = torch.is_grad_enabled()
     with torch.no_grad():
         own = [vectors.of_texts(model, part, vectors.pooling(plan)) for part in parts]
         place_S = np.argsort(np.concatenate([np.asarray(group) for group in groups]))
         vector_SD = torch.cat(own)[forward.on_device(model, place_S)]
-    with torch.enable_grad():
-        leaf_SD = vector_SD.detach().requires_grad_()
-        loss_R, right_R = losses(leaf_SD, contrast, plan.embed.temperature)
-        (derivative_SD,) = torch.autograd.grad(loss_R.sum(), leaf_SD)
+    leaf_SD = vector_SD.detach().requires_grad_()
+    loss_R, right_R = losses(leaf_SD, contrast, plan.embed.temperature)
+    derivative_SD = torch.autograd.grad(loss_R.sum(), leaf_SD)[0] if is_step else None
     made, value_R, hit_R = [], loss_R.detach().double().cpu().numpy(), right_R.cpu().numpy()
     for part, group in zip(parts, groups, strict=True):
         mine_R = np.isin(contrast.anchor_R, group)
         signal = {
-            "vector_SD": vector_SD[group].cpu().numpy(),
-            "derivative_SD": derivative_SD[group].cpu().numpy(),
             "loss_1": np.array([value_R[mine_R].sum()]),
             "right_1": np.array([hit_R[mine_R].sum()]),
             "rows_1": np.array([mine_R.sum()]),
         }
+        if derivative_SD is not None:
+            of_texts = {"vector_SD": vector_SD, "derivative_SD": derivative_SD}
+            signal |= {name: of_S[group].cpu().numpy() for name, of_S in of_texts.items()}
         made.append(replace(part, signal=signal))
     return made
 
@@ -115,17 +133,18 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     """Of the rows whose queries the pass contains; its gradient, of the whole step with respect to the pass's texts.
     Raises TRAIN_PASSES_DIFFER."""
     assert plan.embed is not None
-    vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
     signal = microbatch.signal
-    if "derivative_SD" not in signal:
+    first = {name: forward.on_device(model, signal[name]) for name in FIRST_PHASE if name in signal}
+    if first and "derivative_SD" not in first:  # of a dev loss, of which no gradient is wanted
+        return Loss(first["loss_1"].sum(), {"accuracy": first["right_1"].sum()})
+    vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
+    if not first:
         loss_R, right_R = losses(vector_SD, Contrast.of_signal(signal), plan.embed.temperature)
         return Loss(loss_R.sum(), {"accuracy": right_R.sum()})
-    first_SD, derivative_SD, loss_1, right_1 = (
-        forward.on_device(model, signal[name]) for name in ("vector_SD", "derivative_SD", "loss_1", "right_1")
-    )
-    _require_same(vector_SD.detach(), first_SD, plan)
-    product = (vector_SD * derivative_SD).sum()
-    return Loss(product - product.detach() + loss_1.sum().to(product.dtype), {"accuracy": right_1.sum()})
+    _require_same(vector_SD.detach(), first["vector_SD"], plan)
+    product = (vector_SD * first["derivative_SD"]).sum()
+    value = product - product.detach() + first["loss_1"].sum().to(product.dtype)
+    return Loss(value, {"accuracy": first["right_1"].sum()})
 
 
 def _require_same(vector_SD: Tensor, first_SD: Tensor, plan: Plan) -> None:

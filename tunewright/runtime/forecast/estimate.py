@@ -120,7 +120,7 @@ class Forecast:
         if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
             losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
         if plan.embed and plan.tokens * plan.batch_size > plan.rows * plan.tokens_per_pass:  # read twice, in passes
-            losses += losses + fraction * plan.tokens * plan.epochs * self.pilot.read
+            losses += fraction * plan.tokens * plan.epochs * self.pilot.read
         if plan.method in (*PREFERENCE, *RATED):
             losses += fraction * plan.tokens * self.pilot.read  # before the first step
         pairs = [r.tokens for r in self.work.inputs.rows["train"] if len(r.sequences) > 1]
