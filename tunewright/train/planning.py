@@ -7,7 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import EMBEDDING, POOLED, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import (
+    EMBEDDING,
+    PAIRED,
+    POOLED,
+    RATED,
+    REWARDED,
+    Config,
+    Kernels,
+    MethodOptions,
+    Plan,
+    Recompute,
+)
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
@@ -63,6 +74,12 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
     padded = 9 / 8 if kernels in ("flex", "compiled") else 1  # `flex.bucket`
     head = 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
     return padded * facts.layers * size * (layer + weights) + head
+
+
+def least_pass(sizes: RowStats, method: str, dropout: float) -> int:
+    """Tokens of the largest pass, however small passes are to be: of the longest sequence; with dropout, of the longest
+    pair, which `two_phase` does not divide then."""
+    return sizes.longest_row if dropout and method in PAIRED else sizes.longest
 
 
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
@@ -320,10 +337,11 @@ def _kept(facts: Facts, dtype: Dtype, kind: str, optimizer: str = "adamw") -> fl
 
 def _recompute(given: PlanInputs, dtype: Dtype, kernels: Kernels, batch: int) -> Choice[Recompute]:
     """The least recomputing that fits: recomputing whole layers costs a third of the step."""
-    sizes, machine = given.sizes, given.machine
-    if given.config.train.gradient_checkpointing != "auto":
-        return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
-    wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
+    sizes, machine, config = given.sizes, given.machine, given.config
+    if config.train.gradient_checkpointing != "auto":
+        return Choice(config.train.gradient_checkpointing, CONFIGURED)
+    least = least_pass(sizes, config.train.method, config.adapter.dropout)
+    wanted = max(least, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     memory = f"{TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB"
     options: tuple[Recompute, ...] = ("none", "layers") if given.facts.encoder else ("none", "attention", "layers")
     for option in options:
@@ -340,16 +358,17 @@ def _most(machine: Machine, layout: Layout) -> int:
 
 def _tokens_per_pass(given: PlanInputs, batch: int, fits: int, layout: Layout) -> Choice[int]:
     """``fits``: the tokens for which there is memory."""
-    sizes, machine = given.sizes, given.machine
-    if given.config.train.tokens_per_pass != "auto":
-        return Choice(given.config.train.tokens_per_pass, CONFIGURED)
-    most = _most(machine, layout)
-    if given.config.train.method in EMBEDDING and layout != "padded":  # one pass computes the vectors of a step once
+    sizes, machine, config = given.sizes, given.machine, given.config
+    if config.train.tokens_per_pass != "auto":
+        return Choice(config.train.tokens_per_pass, CONFIGURED)
+    most, least = _most(machine, layout), least_pass(sizes, config.train.method, config.adapter.dropout)
+    if config.train.method in EMBEDDING and layout != "padded":  # one pass computes the vectors of a step once
         most = max(most, 2 * batch * sizes.tokens // sizes.rows)
+    what = "sequence" if least == sizes.longest else "pair, which adapter.dropout keeps together,"
     return Choice(
-        max(sizes.longest, 256, min(most, fits)),
+        max(least, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB; "
-        f"more than {most} in one pass bring no gain; the longest sequence has {sizes.longest}",
+        f"more than {most} in one pass bring no gain; the longest {what} has {least}",
     )
 
 
@@ -373,12 +392,13 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float, devic
     kept = _kept(facts, plan.dtype, plan.adapter.kind, plan.optimizer)
     if plan.teacher is not None:
         kept += 1e9 * plan.teacher.gigabytes
-    need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
+    least = least_pass(sizes, plan.method, plan.adapter.dropout)
+    need = needed(min(max(plan.tokens_per_pass, least), sizes.tokens), plan.gradient_checkpointing)
     if plan.teacher is not None:  # which reads the rows before training
         need = max(need, kept + each_of(plan.dtype) * plan.teacher.parameters)
     if need * CERTAIN <= free:
         return
-    smallest = max(sizes.longest, 256)
+    smallest = max(least, 256)
     less = needed(smallest, "layers")
     stored = less - kept + _kept(replace(facts, packed="stored"), plan.dtype, plan.adapter.kind)
     may_be_stored = device == "cpu" and plan.adapter.kind != "none" and not facts.packed

@@ -38,14 +38,16 @@ def microbatches(
     """The passes of a batch. ``signal_of``: of the rows of a pass, with a number for each of their sequences under
     each name; ``first_phase``: of a row that fits no pass, given a pass for each of its sequences, and its signal.
 
-    With dropout such a row is one pass all the same: the second phase would draw other numbers than the first.
+    In a step with dropout, such a row is one pass all the same (`planning.least_pass`): the second phase would draw
+    other numbers than the first.
     """
+    undivided = plan.adapter.dropout > 0 and torch.is_grad_enabled()
     made = []
     for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
         part = [rows[i] for i in group]
         signal, sequences = signal_of(part), flat(part)
         together = to_microbatch(sequences, plan.layout, signal=signal)
-        if len(part) > 1 or together.ids_BT.size <= plan.tokens_per_pass or plan.adapter.dropout:
+        if len(part) > 1 or together.ids_BT.size <= plan.tokens_per_pass or undivided:
             made.append(together)
             continue
         own = [{name: numbers[s : s + 1] for name, numbers in signal.items()} for s in range(len(sequences))]
