@@ -24,6 +24,7 @@ def preview(
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
     from tunewright.core.config import EMBEDDING, HEADS, RANKERS, RATED
+    from tunewright.core.config.method_settings import check_model
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -42,8 +43,9 @@ def preview(
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
-    loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
-    template = for_rows(loaded, parsed.examples)
+    loaded = load_template(folder, config.template, config.date)
+    check_model(config, loaded.encoder)
+    template = for_rows(for_method(loaded, config.train.method), parsed.examples)
     if config.train.method in EMBEDDING:
         template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = None if config.train.max_length == "auto" else config.train.max_length
