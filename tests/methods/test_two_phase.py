@@ -94,7 +94,7 @@ def test_with_dropout_no_pass_is_larger_than_planned(layout: str, model_folder: 
     words = ["data.train=x", "train.method=simpo", f"train.layout={layout}", "adapter.dropout=0.1"]
     facts, sizes = read_facts(str(model_folder("llama"))), RowStats.of(rows)
     asked = planning.make_plan(load(None, words), facts, sizes, Machine("cpu", 2, 0.001, 1, 1, 1, ""), "generation", 8)
-    passes = METHODS["simpo"].microbatches(with_adapter("llama"), rows, range(len(rows)), asked, 0)
+    passes = METHODS["simpo"].microbatches(with_adapter("llama", torch.float32), rows, range(len(rows)), asked, 0)
     assert max(p.ids_BT.size for p in passes) <= asked.tokens_per_pass
     small = asked.model_copy(update={"tokens_per_pass": 1})
     with pytest.raises(TrainError, match=rf"train\.tokens_per_pass={sizes.longest_row}|choose a smaller model"):
