@@ -103,10 +103,10 @@ def skip_reason(work: Work) -> str | None:
 
 
 def lines(record: PromptDistillation) -> Sequence[str]:
-    tokens, (low, high) = record.prompt_tokens, record.interval
+    tokens = record.prompt_tokens
     return [
         f"prompt distillation: {record.verdict}: student {record.student:.3f} vs. base with prompt "
-        f"{record.teacher:.3f}, difference {record.difference:+.3f} [{low:+.3f}, {high:+.3f}]; "
+        f"{record.teacher:.3f}, difference {record.difference:+.3f} {record.interval:+.3f}; "
         f"{tokens.student:.0f} prompt tokens instead of {tokens.teacher:.0f}"
     ]
 
