@@ -22,14 +22,11 @@ from tunewright.methods import sft, teaching
 from tunewright.methods.method import Loss, Progress
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_passes, to_microbatch, units_of
-from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat
+from tunewright.tokens.packing import Layout, Microbatch, split_into_passes, to_microbatch, units_of
+from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat, single
 from tunewright.tokens.template import Template
 
 K, SOFT = 32, "soft_MK"
-# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the division into passes affects the
-# rounding of the stored probabilities, which must not depend on the memory that happens to be free.
-TEACHER_TOKENS_PER_PASS = 1024
 
 
 def options(options: MethodOptions) -> MethodOptions:
@@ -62,22 +59,20 @@ def with_teacher(
     Corresponding rows supervise the same tokens, possibly after different prompts. ``weight`` multiplies the rows' loss
     weights; ``progress(n)`` is called as rows finish.
     """
-    done: dict[int, TrainRow] = {}
-    for group in split_into_passes(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
-        part = [teacher_rows[i] for i in group]
-        microbatch = to_microbatch(part, layout)
+
+    def read(part: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
         prob_NV = forward.logits(teacher, microbatch).float().softmax(-1)
         top = prob_NV.topk(min(K, prob_NV.shape[1]), -1)
-        soft_NK, prob_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
-        cuts = np.cumsum([r.supervised for r in part])[:-1]
-        for i, at in zip(group, np.split(microbatch.prediction_M, cuts), strict=True):
-            row = student_rows[i]
-            assert row.supervised == teacher_rows[i].supervised, "teacher and student supervise the same tokens"
-            student = replace(row, weights=tuple(w * weight for w in row.weights))
-            signal = {SOFT: soft_NK[at], "prob_MK": prob_NK[at].astype(np.float32)}
-            done[i] = TrainRow((student,), row.row, signal)
-        progress(len(group))
-    return [done[i] for i in range(len(teacher_rows))]
+        prob_NK = top.values / top.values.sum(1, keepdim=True)
+        return {SOFT: top.indices.cpu().numpy(), "prob_MK": prob_NK.cpu().numpy()}
+
+    signals = teaching.at_targets([single(r) for r in teacher_rows], layout, read, progress)
+    done = []
+    for row, asked, signal in zip(student_rows, teacher_rows, signals, strict=True):
+        assert row.supervised == asked.supervised, "teacher and student supervise the same tokens"
+        student = replace(row, weights=tuple(w * weight for w in row.weights))
+        done.append(TrainRow((student,), row.row, signal))
+    return done
 
 
 def microbatches(
