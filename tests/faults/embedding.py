@@ -118,13 +118,13 @@ def lengths_differ(patch: Patch) -> None:
 
 def the_first_phase_is_the_base_s(patch: Patch) -> None:
     """And nothing compares the two."""
-    cached = embed._cached
+    made = embed._of_step
 
     def off(lm: Any, *given: Any) -> list[Microbatch]:
         with adapters.off(lm.module):
-            return cached(lm, *given)
+            return made(lm, *given)
 
-    patch.setattr(embed, "_cached", off)
+    patch.setattr(embed, "_of_step", off)
     patch.setattr(embed, "_require_same", lambda *given: None)
 
 

@@ -2,12 +2,9 @@
 passes (GradCache, Gao et al. 2021, 2101.06983).
 
 A row is a query, the document that answers it, and documents that do not. The loss of a row depends on all documents
-of the step, so it is no sum over passes. `microbatches` therefore computes the vectors of all texts first, pass by pass
-and without gradients, and the derivative of the step's loss by each vector, for which the vectors are enough. In
-`loss`, a pass computes its vectors again; their products with these derivatives have the gradient of the whole loss. If
-all texts fit in one pass, it computes the loss directly.
+of the step, so it is no sum over passes: a step of several passes is computed in two phases (`pairs.two_phase`).
 
-Axes: R rows, S texts of a pass or a step, D width.
+Axes: S texts of a pass or a step, D width.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tunewright.core.config import MethodOptions, Plan
@@ -24,6 +20,7 @@ from tunewright.core.errors import TrainError, data_error
 from tunewright.data.messages import Chat, Example
 from tunewright.data.text import content_hash
 from tunewright.methods.method import Loss, Progress
+from tunewright.methods.pairs import two_phase
 from tunewright.methods.pairs.contrastive import Contrast, losses, texts_of
 from tunewright.model import forward
 from tunewright.model.heads import vectors
@@ -35,7 +32,6 @@ from tunewright.tokens.texts import Kind, spells_special, text_ids
 
 # How far a vector of length 1 may be from the one that was computed without gradients, in the same pass.
 SAME = {"float32": 1e-3, "bfloat16": 0.1}
-FIRST_PHASE = ("loss_1", "right_1", "vector_SD", "derivative_SD")
 
 
 def options(options: MethodOptions) -> MethodOptions:
@@ -87,64 +83,43 @@ def _of_step(model: LanguageModel, rows: Sequence[TrainRow], counted: int, plan:
     sequences = [vectors.pooled(text, vectors.pooling(plan)) for text in texts]
     groups = split_into_passes(singles([s.ids for s in sequences]), plan.tokens_per_pass, plan.layout)
     parts = [to_microbatch([sequences[i] for i in group], plan.layout) for group in groups]
-    if len(parts) > 1:
-        return _cached(model, parts, groups, contrast, plan)
-    place_S = np.empty(len(sequences), np.int64)
-    place_S[groups[0]] = np.arange(len(sequences))
+    contrast = contrast.renumbered(np.argsort([i for group in groups for i in group]))
     rows_1 = np.array([len(contrast.anchor_R)])
-    return [replace(parts[0], signal={**contrast.renumbered(place_S).signal, "rows_1": rows_1})]
+    if len(parts) == 1:
+        return [replace(parts[0], signal={**contrast.signal, "rows_1": rows_1})]
 
+    def loss(vector_SD: Tensor) -> Loss:
+        return _loss_of(vector_SD, contrast, plan)
 
-def _cached(
-    model: LanguageModel, parts: Sequence[Microbatch], groups: Sequence[Sequence[int]], contrast: Contrast, plan: Plan
-) -> list[Microbatch]:
-    """The passes, with the losses of the rows whose queries they contain. In a step, also with the vectors of their
-    texts, and the derivatives of the loss by these."""
-    assert plan.embed is not None
-    is_step = torch.is_grad_enabled()
-    with torch.no_grad():
-        own = [vectors.of_texts(model, part, vectors.pooling(plan)) for part in parts]
-        place_S = np.argsort(np.concatenate([np.asarray(group) for group in groups]))
-        vector_SD = torch.cat(own)[forward.on_device(model, place_S)]
-    leaf_SD = vector_SD.detach().requires_grad_()
-    loss_R, right_R = losses(leaf_SD, contrast, plan.embed.temperature)
-    derivative_SD = torch.autograd.grad(loss_R.sum(), leaf_SD)[0] if is_step else None
-    made, value_R, hit_R = [], loss_R.detach().double().cpu().numpy(), right_R.cpu().numpy()
-    for part, group in zip(parts, groups, strict=True):
-        mine_R = np.isin(contrast.anchor_R, group)
-        signal = {
-            "loss_1": np.array([value_R[mine_R].sum()]),
-            "right_1": np.array([hit_R[mine_R].sum()]),
-            "rows_1": np.array([mine_R.sum()]),
-        }
-        if derivative_SD is not None:
-            of_texts = {"vector_SD": vector_SD, "derivative_SD": derivative_SD}
-            signal |= {name: of_S[group].cpu().numpy() for name, of_S in of_texts.items()}
-        made.append(replace(part, signal=signal))
-    return made
+    made = two_phase.with_slopes(parts, lambda part: vectors.of_texts(model, part, vectors.pooling(plan)), loss)
+    return [replace(part, signal={**part.signal, "rows_1": rows_1 * (n == 0)}) for n, part in enumerate(made)]
 
 
 def weight(microbatch: Microbatch) -> float:
-    """The number of rows whose queries it contains."""
+    """The number of rows, all of them in the first pass of a step."""
     return float(microbatch.signal["rows_1"][0])
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-    """Of the rows whose queries the pass contains; its gradient, of the whole step with respect to the pass's texts.
-    Raises TRAIN_PASSES_DIFFER."""
-    assert plan.embed is not None
+    """Raises TRAIN_PASSES_DIFFER."""
     signal = microbatch.signal
-    first = {name: forward.on_device(model, signal[name]) for name in FIRST_PHASE if name in signal}
-    if first and "derivative_SD" not in first:  # of a dev loss, of which no gradient is wanted
-        return Loss(first["loss_1"].sum(), {"accuracy": first["right_1"].sum()})
-    vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
-    if not first:
-        loss_R, right_R = losses(vector_SD, Contrast.of_signal(signal), plan.embed.temperature)
-        return Loss(loss_R.sum(), {"accuracy": right_R.sum()})
-    _require_same(vector_SD.detach(), first["vector_SD"], plan)
-    product = (vector_SD * first["derivative_SD"]).sum()
-    value = product - product.detach() + first["loss_1"].sum().to(product.dtype)
-    return Loss(value, {"accuracy": first["right_1"].sum()})
+
+    def vector_SD() -> Tensor:
+        made_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
+        if "number_S" in signal:
+            _require_same(made_SD.detach(), forward.on_device(model, signal["number_S"]), plan)
+        return made_SD
+
+    def whole(vector_SD: Tensor) -> Loss:
+        return _loss_of(vector_SD, Contrast.of_signal(signal), plan)
+
+    return two_phase.loss(model, microbatch, vector_SD, whole)
+
+
+def _loss_of(vector_SD: Tensor, contrast: Contrast, plan: Plan) -> Loss:
+    assert plan.embed is not None
+    loss_R, right_R = losses(vector_SD, contrast, plan.embed.temperature)
+    return Loss(loss_R.sum(), {"accuracy": right_R.sum()})
 
 
 def _require_same(vector_SD: Tensor, first_SD: Tensor, plan: Plan) -> None:

@@ -79,9 +79,10 @@ def scores(model: LanguageModel, microbatch: Microbatch, plan: Plan | None = Non
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-    score_S = scores(model, microbatch, plan)
-    part = two_phase.linear(model, microbatch, score_S)
-    return _loss_of(model, score_S, microbatch.signal, plan) if part is None else part
+    def whole(score_S: Tensor) -> Loss:
+        return _loss_of(model, score_S, microbatch.signal, plan)
+
+    return two_phase.loss(model, microbatch, lambda: scores(model, microbatch, plan), whole)
 
 
 def _loss_of(model: LanguageModel, score_S: Tensor, signal: Signal, plan: Plan) -> Loss:
