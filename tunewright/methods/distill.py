@@ -2,41 +2,32 @@
 
 With a teacher in the plan (train.method=distill), they are those of the whole vocabulary (`teaching`). Otherwise a
 stage distils from the same model with another prompt: its K most probable tokens are computed once, before training,
-and stored with the row as its signal (`with_teacher`). A row without a signal is a gold row: its teacher is its own
-answer, as one-hot probabilities, so that rows can mix in a batch.
+and stored with the row as its signal (`with_probabilities`). A row without a signal is a gold row: its teacher is its
+own answer, as one-hot probabilities, so that rows can mix in a batch.
 
 Axes: N predicted tokens, M supervised tokens, K most probable tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from tunewright.core.config import MethodOptions, Plan
-from tunewright.data.messages import Example
+from tunewright.core.config import Plan
 from tunewright.methods import sft, teaching
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, Progress, as_written, unknown
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Layout, Microbatch, split_into_passes, to_microbatch, units_of
 from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat, single
-from tunewright.tokens.template import Template
 
 K, SOFT = 32, "soft_MK"
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
-
-
-def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-    """Gold rows."""
-    return sft.prepare(template, example, row, max_length)
+options, initial_loss = as_written, unknown
+prepare = sft.prepare  # gold rows
 
 
 def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
@@ -46,13 +37,13 @@ def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progr
 
 
 @torch.inference_mode()
-def with_teacher(
+def with_probabilities(
     teacher: LanguageModel,
     teacher_rows: Sequence[TokenSequence],
     student_rows: Sequence[TokenSequence],
     layout: Layout,
     weight: float = 1.0,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> list[TrainRow]:
     """``student_rows`` with the teacher's top-K probabilities at the supervised tokens of ``teacher_rows``.
 
@@ -103,10 +94,8 @@ def _signal(kind: str, rows: Sequence[TrainRow], microbatch: Microbatch) -> Sign
 
 
 def _gold_signal(microbatch: Microbatch) -> Signal:
-    soft_NK, prob_NK = (
-        np.zeros((len(microbatch.target_N), K), np.int64),
-        np.zeros((len(microbatch.target_N), K), np.float32),
-    )
+    shape = len(microbatch.target_N), K
+    soft_NK, prob_NK = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
     soft_NK[:, 0], prob_NK[:, 0] = microbatch.target_N, 1.0
     return {"soft_NK": soft_NK, "prob_NK": prob_NK}
 
@@ -135,8 +124,3 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     else:
         logits_NV = forward.logits(model, microbatch, plan.gradient_checkpointing)
     return Loss(losses.soft_cross_entropy(logits_NV, soft_NK, prob_NK, weight_N))
-
-
-def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
-    """Unknown."""
-    return None

@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError, data_error
 from tunewright.data.messages import Chat, Example
 from tunewright.data.text import content_hash
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written, unknown
 from tunewright.methods.pairs import two_phase
 from tunewright.methods.pairs.contrastive import Contrast, losses, texts_of
 from tunewright.model import forward
@@ -33,10 +33,7 @@ from tunewright.tokens.texts import Kind, spells_special, text_ids
 # How far a vector of length 1 may be from the one that was computed without gradients, in the same pass.
 SAME = {"float32": 1e-3, "bfloat16": 0.1}
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute, initial_loss = as_written, as_prepared, unknown
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -53,11 +50,6 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     sequences = tuple(head_sequence(own, own[-1], row) for own in ids)
     says = [int(content_hash(text)[:15], 16) for text, _ in given]
     return [TrainRow(sequences, row, {"text_S": np.array(says)})]
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
 
 
 def microbatches(
@@ -132,8 +124,3 @@ def _require_same(vector_SD: Tensor, first_SD: Tensor, plan: Plan) -> None:
             "divided into passes; the model may draw random numbers in training.",
             fix="raise train.tokens_per_pass, or lower train.batch_size, until a step is one pass.",
         )
-
-
-def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
-    """Unknown."""
-    return None

@@ -89,7 +89,7 @@ def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
         teacher_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
         student_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
         with work.console.bar(f"teacher's {side} probabilities", len(long), unit="rows") as tick:
-            return distill.with_teacher(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
+            return distill.with_probabilities(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
 
 
 def without_system(prompt: Prompt) -> Prompt:
