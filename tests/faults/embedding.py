@@ -128,6 +128,7 @@ def the_first_phase_is_the_base_s(patch: Patch) -> None:
     patch.setattr(embed, "_require_same", lambda *given: None)
 
 
+@torch.no_grad()
 def the_dev_loss_is_that_of_steps() -> None:
     """Each dev row is compared with the documents of as many rows as in a step, also those of the last, short group."""
     lm, size = model(), 2

@@ -210,14 +210,17 @@ def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
     unsupported = "tunewright's fused kernels do not support this model's layers"
     if adapter.of_peft:
         unsupported = f"tunewright's fused kernels do not support {adapter.kind}, which PEFT computes"
+    plain = adapter.kind in ("lora", "rslora") and not adapter.dropout
+    if facts.fused and not plain and not adapter.of_peft:  # as the self-test would find, too late for the memory
+        unsupported = "tunewright's fused kernels are for plain LoRA, without dropout"
     against: dict[Kernels, str] = {}
-    if not facts.fused or adapter.of_peft:
+    if not facts.fused or not plain:
         against = dict.fromkeys(("fused", "flex", "compiled"), unsupported)
     elif not flex.supports(facts.head_width, given.machine.device):
         no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
         against = dict.fromkeys(("flex", "compiled"), no_flex)
-    elif layout == "padded" or adapter.kind not in ("lora", "rslora") or adapter.dropout:
-        no_flex = "FlexAttention is for plain LoRA and rows that are not padded"
+    elif layout == "padded":
+        no_flex = "FlexAttention is for rows that are not padded"
         against = dict.fromkeys(("flex", "compiled"), no_flex)
     elif facts.packed or given.config.train.fsdp:
         against = {"compiled": "a compiled layer would keep dense weights for its backward pass"}
