@@ -127,8 +127,8 @@ def test_a_teacher_that_has_no_room_for_an_answer_is_refused_unless_it_is_not_as
     assert refused.returncode == 2, refused.stderr
     (less,) = re.findall(r"TEACHER_MISMATCH.*lower prove.max_new_tokens by (\d+)", refused.stderr)
     fits = f"prove.max_new_tokens={190 - int(less)}"
-    for more in (["prove.evidence=plain"], ["prove.evidence=standard", fits]):
-        done = cli("plan", *words, *more, "--name", more[-1], cwd=tmp_path)
+    for name, more in (("plain", ["prove.evidence=plain"]), ("short", ["prove.evidence=standard", fits])):
+        done = cli("plan", *words, *more, "--name", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 

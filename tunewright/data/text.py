@@ -8,7 +8,7 @@ import unicodedata
 
 from tunewright.data.tool_calls import split_thoughts
 
-# Of squares and cubes, the compatibility form loses that they are some: 5² becomes 52, and ㎡ m2.
+# In compatibility form, a raised digit is an ordinary one: 5² becomes 52, and ㎡ becomes m2.
 _POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _UNITS = {0x339F + i: unit for i, unit in enumerate(("mm²", "cm²", "m²", "km²", "mm³", "cm³", "m³", "km³"))}
 

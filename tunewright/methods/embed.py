@@ -79,11 +79,11 @@ def _of_step(model: LanguageModel, rows: Sequence[TrainRow], counted: int, plan:
     rows_1 = np.array([len(contrast.anchor_R)])
     if len(parts) == 1:
         return [replace(parts[0], signal={**contrast.signal, "rows_1": rows_1})]
-
-    def loss(vector_SD: Tensor) -> Loss:
-        return _loss_of(vector_SD, contrast, plan)
-
-    made = two_phase.with_slopes(parts, lambda part: vectors.of_texts(model, part, vectors.pooling(plan)), loss)
+    made = two_phase.with_slopes(
+        parts,
+        lambda part: vectors.of_texts(model, part, vectors.pooling(plan)),
+        lambda vector_SD: _loss_of(vector_SD, contrast, plan),
+    )
     return [replace(part, signal={**part.signal, "rows_1": rows_1 * (n == 0)}) for n, part in enumerate(made)]
 
 
@@ -96,16 +96,15 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     """Raises TRAIN_PASSES_DIFFER."""
     signal = microbatch.signal
 
-    def vector_SD() -> Tensor:
-        made_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
+    def of_texts() -> Tensor:
+        vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
         if "number_S" in signal:
-            _require_same(made_SD.detach(), forward.on_device(model, signal["number_S"]), plan)
-        return made_SD
+            _require_same(vector_SD.detach(), forward.on_device(model, signal["number_S"]), plan)
+        return vector_SD
 
-    def whole(vector_SD: Tensor) -> Loss:
-        return _loss_of(vector_SD, Contrast.of_signal(signal), plan)
-
-    return two_phase.loss(model, microbatch, vector_SD, whole)
+    return two_phase.loss(
+        model, microbatch, of_texts, lambda vector_SD: _loss_of(vector_SD, Contrast.of_signal(signal), plan)
+    )
 
 
 def _loss_of(vector_SD: Tensor, contrast: Contrast, plan: Plan) -> Loss:

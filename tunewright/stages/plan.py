@@ -64,6 +64,7 @@ def make_plan(setup: Setup) -> Plan:
 
 
 def _teacher(setup: Setup, plan: Plan) -> Teacher:
+    """The teacher that the config names. Raises TEACHER_MISMATCH, also where its arm would have no room to answer."""
     inputs, examples, written = setup.inputs, setup.context.data.examples, 0
     rows, size = flat([r for side in inputs.rows.values() for r in side]), planning.each_of(plan.dtype)
     for arm in inputs.arms.get("teacher", []):

@@ -71,10 +71,12 @@ def scores(model: LanguageModel, microbatch: Microbatch, plan: Plan | None = Non
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-    def whole(score_S: Tensor) -> Loss:
-        return _loss_of(model, score_S, microbatch.signal, plan)
-
-    return two_phase.loss(model, microbatch, lambda: scores(model, microbatch, plan), whole)
+    return two_phase.loss(
+        model,
+        microbatch,
+        lambda: scores(model, microbatch, plan),
+        lambda score_S: _loss_of(model, score_S, microbatch.signal, plan),
+    )
 
 
 def _loss_of(model: LanguageModel, score_S: Tensor, signal: Signal, plan: Plan) -> Loss:
