@@ -23,12 +23,12 @@ from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
 from tunewright.model.adapting import stored
-from tunewright.model.attention import flex
 from tunewright.model.encoders.folder import POOLINGS, Pooling
 from tunewright.model.facts import Facts
 from tunewright.system.machine import FASTER, Machine
 from tunewright.tokens.packing import Layout
 from tunewright.train import recipe
+from tunewright.train.kernels import choose_kernels
 from tunewright.train.recipe import CONFIGURED, Choice, PlanInputs, RowStats
 
 Dtype = Literal["float32", "bfloat16"]
@@ -39,7 +39,6 @@ LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
 FULL_PRECISION_MEMORY = 0.7  # fraction of the machine's, for the base as it is and as the run holds it
-COMPILED_FROM = 200  # steps: compiling FlexAttention takes up to half a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 
 
@@ -92,7 +91,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
     dtype, layout, batch = _dtype(given), _layout(given), recipe.batch_size(given)
     steps = recipe.steps(given, per_epoch := -(-sizes.rows // batch.value) * t.num_iterations)
-    kernels = _kernels(given, layout.value, steps.value)
+    kernels = choose_kernels(given, layout.value, steps.value)
     trained, sequences = given, batch.value
     if t.method in REWARDED:  # what is trained on are samples after these rows
         trained = replace(given, sizes=sizes.with_samples(t.num_generations, max_new_tokens))
@@ -203,41 +202,6 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     return Choice(
         batch, f"keys and values of about {fits} rows fit in {DECODE_MEMORY:.0%} of {machine.memory_gb:.0f} GB"
     )
-
-
-def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
-    facts, adapter, asked = given.facts, given.config.adapter, given.config.train.kernels
-    unsupported = "tunewright's fused kernels do not support this model's layers"
-    if adapter.of_peft:
-        unsupported = f"tunewright's fused kernels do not support {adapter.kind}, which PEFT computes"
-    plain = adapter.kind in ("lora", "rslora") and not adapter.dropout
-    if facts.fused and not plain and not adapter.of_peft:  # as the self-test would find, too late for the memory
-        unsupported = "tunewright's fused kernels are for plain LoRA, without dropout"
-    against: dict[Kernels, str] = {}
-    if not facts.fused or not plain:
-        against = dict.fromkeys(("fused", "flex", "compiled"), unsupported)
-    elif not flex.supports(facts.head_width, given.machine.device):
-        no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
-        against = dict.fromkeys(("flex", "compiled"), no_flex)
-    elif layout == "padded":
-        no_flex = "FlexAttention is for rows that are not padded"
-        against = dict.fromkeys(("flex", "compiled"), no_flex)
-    elif facts.packed or given.config.train.fsdp:
-        against = {"compiled": "a compiled layer would keep dense weights for its backward pass"}
-    if not flex.compiles_layers():
-        against.setdefault("compiled", "torch before 2.13 loses gradients of a compiled layer")
-    if asked != "auto":
-        if reason := against.get(asked):
-            fix, what = "leave it at auto.", f"train.kernels={asked}, but {reason}."
-            raise ConfigError("CONFIG_CONFLICT", what, where="train.kernels", fix=fix)
-        return Choice(asked, CONFIGURED)
-    if "fused" in against:
-        return Choice("transformers", unsupported)
-    if "flex" not in against and steps >= COMPILED_FROM:
-        return Choice("flex", f"on a GPU, {steps} steps win back the time that compiling FlexAttention takes")
-    equal = "tunewright's fused kernels support this model's layers and gave equal results in the probe"
-    short = f"; {steps} steps would not win back the time that compiling FlexAttention takes"
-    return Choice("fused", equal + ("" if "flex" in against else short))
 
 
 def _fsdp(config: Config, facts: Facts) -> bool:

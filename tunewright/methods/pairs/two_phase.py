@@ -69,7 +69,7 @@ def with_slopes(
     given_S = number_S.clone().requires_grad_(torch.is_grad_enabled())
     whole = loss(given_S)
     if given_S.requires_grad:
-        slopes = list(torch.autograd.grad(whole.sum, given_S)[0].split(sizes))
+        slopes = list(torch.split(torch.autograd.grad(whole.sum, given_S)[0], sizes))
     values = {"loss_1": whole.sum, **{METRIC + name: value for name, value in whole.metrics.items()}}
     made = []
     for n, microbatch in enumerate(microbatches):
