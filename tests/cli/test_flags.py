@@ -121,6 +121,11 @@ def test_a_run_of_hours_begins_only_if_someone_agrees(
         assert cli("train", "runs/long", cwd=tmp_path).returncode == status
     monkeypatch.setattr(typer, "confirm", lambda text, err: pytest.fail("it has begun already"))
     assert cli("train", "runs/long", cwd=tmp_path).returncode == 0
-    (file.parent / "metrics.jsonl").unlink()
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
-    assert cli("train", "runs/long", "--yes", cwd=tmp_path).returncode == 0
+    (file.parent / "metrics.jsonl").unlink()  # as if it had been killed before its first step
+    events = file.parent / "events.jsonl"
+    for more in ((), ("--yes",)):  # agreed at the terminal, and by the flag
+        assert cli("train", "runs/long", *more, cwd=tmp_path).returncode == 0
+        assert cli("train", "runs/long", cwd=tmp_path).returncode == 0, "it is not asked again"
+        events.write_text("".join(line for line in events.read_text().splitlines(True) if '"agreed"' not in line))
+        assert cli("train", "runs/long", cwd=tmp_path).returncode == 2, "nobody has agreed"

@@ -373,3 +373,7 @@ def test_any_event_survives(facts: dict[str, Any]) -> None:
     back = Event.model_validate_json(json.dumps(event.model_dump(mode="json")))
     assert back == event
     assert back.facts == facts
+
+
+def test_an_interval_is_printed_in_the_format_of_a_number() -> None:
+    assert f"{Interval(0.0291, 0.1812):+.3f} {Interval(-1.0, 0.5):.2f}" == "[+0.029, +0.181] [-1.00, 0.50]"

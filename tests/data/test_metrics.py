@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tunewright.core.config import load
@@ -30,6 +32,7 @@ def test_a_label_is_read_out_of_a_sentence() -> None:
     assert metrics.read_label("This is not spam.", labels) == "not spam"
     assert metrics.read_label("spam or offer", labels) is None
     assert metrics.read_label("offering", labels) is None
+    assert metrics.read_label("It is in m².", ("m2", "m²")) == "m²"
     assert metrics.read_label("", labels) is None
 
 
@@ -59,6 +62,16 @@ OBJECTS = [
 @pytest.mark.parametrize("answer", PARIS)
 def test_a_right_answer_is_right_however_it_is_wrapped(answer: str) -> None:
     assert score("exact_match", "Paris", answer) == 1.0
+
+
+@pytest.mark.parametrize(("target", "wrong"), [("5²", "52"), ("10⁻³ m", "10-3 m"), ("25 m²", "25 m2"), ("xⁿ", "xn")])
+def test_an_answer_without_its_power_is_another_one(target: str, wrong: str) -> None:
+    written = target.replace("²", "^2").replace("⁻³", "^-3").replace("ⁿ", "^n")
+    for right in (target, written, target.replace("m²", "㎡"), target.replace("m", "ｍ")):
+        assert metrics.exact_match(target, right) == metrics.strict_match(target, right) == 1.0
+        assert score("field_f1", json.dumps({"a": target}), json.dumps({"a": right})) == 1.0
+    assert metrics.exact_match(target, wrong) == metrics.strict_match(target, wrong) == 0.0
+    assert score("field_f1", json.dumps({"a": target}), json.dumps({"a": wrong})) == 0.0
 
 
 @pytest.mark.parametrize("answer", OBJECTS)

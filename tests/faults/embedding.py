@@ -118,14 +118,45 @@ def lengths_differ(patch: Patch) -> None:
 
 def the_first_phase_is_the_base_s(patch: Patch) -> None:
     """And nothing compares the two."""
-    cached = embed._cached
+    made = embed._of_step
 
     def off(lm: Any, *given: Any) -> list[Microbatch]:
         with adapters.off(lm.module):
-            return cached(lm, *given)
+            return made(lm, *given)
 
-    patch.setattr(embed, "_cached", off)
+    patch.setattr(embed, "_of_step", off)
     patch.setattr(embed, "_require_same", lambda *given: None)
+
+
+@torch.no_grad()
+def the_dev_loss_is_that_of_steps() -> None:
+    """Each dev row is compared with the documents of as many rows as in a step, also those of the last, short group."""
+    lm, size = model(), 3
+    order = [rows()[i] for i in packing.epoch_order(len(rows()), 0, 0)]
+    total = 0.0
+    for begin, counted in ((0, 0), (2, 1)):
+        documents = {row.sequences[1].ids[:-1]: None for row in order[begin : begin + size]}
+        document_CD = torch.stack([alone(lm, ids) for ids in documents])
+        for row in order[begin + counted : begin + size]:
+            logit_C = document_CD @ alone(lm, row.sequences[0].ids[:-1]) / TEMPERATURE
+            total -= float(logit_C.log_softmax(0)[list(documents).index(row.sequences[1].ids[:-1])])
+    for capacity in (4096, 30, 1):
+        asked = plan(tokens_per_pass=capacity, batch_size=size, seed=0)
+        assert abs(step.dev_loss(lm, rows(), asked) - total / len(rows())) < 1e-10
+
+
+def all_dev_rows_are_compared(patch: Patch) -> None:
+    made = embed.microbatches
+
+    def together(lm: Any, given: Any, chosen: Any, asked: Plan, at: int) -> list[Microbatch]:
+        return made(lm, given, chosen, asked.model_copy(update={"batch_size": len(chosen)}), at)
+
+    patch.setattr(embed, "microbatches", together)
+
+
+def the_last_group_is_short(patch: Patch) -> None:
+    made = embed._of_step
+    patch.setattr(embed, "_of_step", lambda lm, given, counted, asked: made(lm, given[counted:], 0, asked))
 
 
 def phases_with_other_weights_are_refused() -> None:
@@ -236,4 +267,8 @@ FAULTS = [
           no_document_is_on_two_sides, split_by_queries_alone),
     Fault(100, "held-out queries search only held-out documents, which is easier", "", "the documents of all rows are searched",
           all_documents_are_searched, the_corpus_is_that_of_test),
+    Fault(107, "the dev loss compares all dev rows with one another, and grows with their number", "", "the dev loss is the mean over groups of as many rows as a step has",
+          the_dev_loss_is_that_of_steps, all_dev_rows_are_compared),
+    Fault(108, "dev rows of a short last group have an easier comparison", "", "the last group is filled up with rows that were counted before",
+          the_dev_loss_is_that_of_steps, the_last_group_is_short),
 ]  # fmt: skip

@@ -49,7 +49,7 @@ def test_gold_rows_are_supervised_fine_tuning(layout: str) -> None:
 def test_a_teacher_that_is_the_student_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "K", 260)
     model, data = with_adapter("llama", torch.float64), relatives()
-    rows_ = distill.with_teacher(model, data, data, "packed")
+    rows_ = distill.with_probabilities(model, data, data, "packed")
     _, grads = gradient(model, distill, rows_, "packed")
     _, golden = gradient(model, distill, gold(data), "packed")
     assert max(g.abs().max() for g in grads) < 1e-5 * max(
@@ -61,7 +61,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing(monkeypatch: pytest.Monke
 def test_rows_of_both_kinds_weigh_what_they_should(layout: str) -> None:
     model, data = with_adapter("llama", torch.float64), relatives()
     with adapters.off(model.module):
-        replay = distill.with_teacher(model, data[:3], data[:3], "shared", weight=0.5)
+        replay = distill.with_probabilities(model, data[:3], data[:3], "shared", weight=0.5)
     mixed = [*gold(data), *replay]
     loss, grads = gradient(model, distill, mixed, "packed")
     same, also = gradient(model, distill, mixed, layout)
@@ -76,7 +76,7 @@ def test_the_teacher_may_read_another_prompt() -> None:
     model, data = with_adapter("llama", torch.float64), rows(4)
     prompt = (9, 8, 7)
     teacher_rows = [TokenSequence(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]
-    taught = distill.with_teacher(model, teacher_rows, data, "packed")
+    taught = distill.with_probabilities(model, teacher_rows, data, "packed")
     assert [t.sequences[0].ids for t in taught] == [r.ids for r in data]
     for t in taught:
         assert t.signal["prob_MK"].shape == (t.supervised, distill.K)

@@ -192,6 +192,20 @@ def test_a_step_does_not_depend_on_its_passes_nor_on_its_layout(kind: str, pooli
     assert any(g.any() for g in results[0][1].values())
 
 
+def test_a_dev_loss_reads_texts_once_and_compares_no_more_rows_than_a_step(tmp_path: Path) -> None:
+    model, rows = adapted(), prepared(tmp_path) * 20
+    for capacity in (4096, 40):
+        asked = plan(batch_size=4, tokens_per_pass=capacity)
+        with torch.no_grad():
+            parts = embed.microbatches(model, rows, range(len(rows)), asked, 0)
+            assert sum(map(embed.weight, parts)) == len(rows)
+            largest = max(part.signal[name].size for part in parts for name in part.signal)
+            assert largest <= 4 * 4 * max(len(r.sequences) for r in rows), "a row is compared with those of its group"
+            assert not any("number_S" in part.signal for part in parts), "no vector is kept"
+        again = [step.dev_loss(model, rows, asked) for _ in range(2)]
+        assert again[0] == again[1]
+
+
 @pytest.mark.parametrize("kernels", ["transformers", "fused"])
 def test_the_fused_kernels_have_the_same_gradient(kernels: Any, tmp_path: Path) -> None:
     model, rows = adapted(), prepared(tmp_path)

@@ -274,6 +274,17 @@ def test_what_an_encoder_cannot_do_is_refused_with_its_reason(
     assert what in done.stderr
 
 
+@pytest.mark.parametrize("settings", [["train.method=sft"], ["train.method=classify", "template=chatml-tools"]])
+def test_preview_refuses_what_run_refuses(settings: list[str], tmp_path: Path) -> None:
+    """Not that the model has no chat template: it needs none."""
+    tiny.labelled(tmp_path / "rows.jsonl")
+    model = ["--model", str(tiny.saved(tmp_path / "model"))]
+    refused = [cli(verb, "rows.jsonl", *model, *settings, cwd=tmp_path) for verb in ("run", "preview")]
+    assert [done.returncode for done in refused] == [2, 2]
+    assert refused[1].stderr.strip() in refused[0].stderr
+    assert "CONFIG_CONFLICT" in refused[1].stderr
+
+
 def test_a_decoder_has_no_pooling(tmp_path: Path, model_folder: Any) -> None:
     tiny.labelled(tmp_path / "rows.jsonl")
     model = ["--model", str(model_folder("llama"))]

@@ -10,15 +10,18 @@ import torch
 from build import LORA, plan_of, with_adapter
 from methods.test_preference import gradient, prepared, with_reference
 
-from tunewright.core.config import AdapterConfig, MethodOptions, Plan
+from tunewright.core.config import AdapterConfig, MethodOptions, Plan, load
+from tunewright.core.errors import TrainError
 from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.methods import METHODS, precomputed
 from tunewright.methods.pair_losses import LOSSES
 from tunewright.model import adapters
+from tunewright.model.facts import read_facts
+from tunewright.system.machine import Machine
 from tunewright.tokens.packing import Microbatch
-from tunewright.tokens.sequences import TrainRow
-from tunewright.train import dealing, loop, step
+from tunewright.tokens.sequences import TrainRow, head_sequence
+from tunewright.train import dealing, loop, planning, step
 from tunewright.train.recipe import RowStats
 
 WHOLE = 4096
@@ -76,6 +79,26 @@ def test_with_dropout_a_pair_stays_together() -> None:
     asked = plan("simpo", tokens_per_pass=1, adapter=AdapterConfig(rank=4, dropout=0.1))
     passes = METHODS["simpo"].microbatches(model, prepared(), range(5), asked, 0)
     assert [METHODS["simpo"].weight(p) for p in passes] == [1.0] * 5
+    with torch.no_grad():  # a dev loss has no dropout
+        passes = METHODS["simpo"].microbatches(model, prepared(), range(5), asked, 0)
+    assert [METHODS["simpo"].weight(p) for p in passes] == [0.5] * 10
+    whole = step.dev_loss(model, prepared(), plan("simpo", tokens_per_pass=WHOLE))
+    assert step.dev_loss(model, prepared(), asked) == pytest.approx(whole, rel=0, abs=1e-10)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_with_dropout_no_pass_is_larger_than_planned(layout: str, model_folder: Any) -> None:
+    """Neither in the plan nor in what it says of memory, which is that of a machine without room."""
+    lengths = [(300, 60), (90, 290), (10, 20)]
+    rows = [TrainRow(tuple(head_sequence([5] * n, 6, i) for n in pair), i) for i, pair in enumerate(lengths)]
+    words = ["data.train=x", "train.method=simpo", f"train.layout={layout}", "adapter.dropout=0.1"]
+    facts, sizes = read_facts(str(model_folder("llama"))), RowStats.of(rows)
+    asked = planning.make_plan(load(None, words), facts, sizes, Machine("cpu", 2, 0.001, 1, 1, 1, ""), "generation", 8)
+    passes = METHODS["simpo"].microbatches(with_adapter("llama", torch.float32), rows, range(len(rows)), asked, 0)
+    assert max(p.ids_BT.size for p in passes) <= asked.tokens_per_pass
+    small = asked.model_copy(update={"tokens_per_pass": 1})
+    with pytest.raises(TrainError, match=rf"train\.tokens_per_pass={sizes.longest_row}|choose a smaller model"):
+        planning.require_memory(small, facts, sizes, 1e5)
 
 
 def test_pairs_are_divided_before_they_have_a_reference() -> None:

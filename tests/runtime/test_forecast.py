@@ -58,6 +58,17 @@ def test_arms_are_counted_as_they_answer() -> None:
     assert f.judged([Arm("constant", "", SimpleNamespace(needs_model=False, decoding="greedy"))], 7) == 0  # type: ignore[arg-type]
 
 
+def test_a_teacher_takes_as_much_longer_as_it_is_larger() -> None:
+    zero = Arm("zero_shot", "", Prompted())
+    teacher = Arm("teacher", "", Prompted(), trained=True, teacher=True)
+    f = forecast(decode_batch_size=256)
+    facts = SimpleNamespace(parameters=100)
+    plan = SimpleNamespace(teacher=SimpleNamespace(parameters=700), decode_batch_size=256)
+    taught = replace(f, work=SimpleNamespace(plan=plan, inputs=SimpleNamespace(facts=facts), data=f.work.data))  # type: ignore[arg-type]
+    assert taught.asked([zero, teacher], 7) == pytest.approx(f.written([SHORT], 7) * (1 + 7))
+    assert f.asked([zero], 7) == f.judged([zero], 7)
+
+
 def test_memory_is_that_of_the_widest_batch() -> None:
     facts = SimpleNamespace(layers=10, cached=1000, parameters=0, hidden=0, vocabulary=0)
     inputs = SimpleNamespace(facts=facts, test=range(20))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,7 @@ def test_fine_tuning_has_the_same_rows_and_steps(trained: Path) -> None:
     assert "teacher" not in plan
     assert (plan["steps"], plan["batch_size"], plan["rows"]) == (own["steps"], own["batch_size"], own["rows"])
     assert own["teacher"]["hidden"] == 48
+    assert own["estimate"]["stages"]["distillation"] > 0
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_a_changed_teacher_is_not_used(
@@ -109,6 +112,24 @@ def test_kinds_of_adapters_layouts_and_divergences(
         **{k.partition(".")[2]: (v if k == "distill.divergence" else float(v))
            for k, v in (w.split("=") for w in words) if k.startswith("distill.")},
     }  # fmt: skip
+
+
+def test_a_teacher_that_has_no_room_for_an_answer_is_refused_unless_it_is_not_asked(
+    folder: Path, tmp_path: Path, model_folder: Folder
+) -> None:
+    """Its rows fit: answers may be longer than they are."""
+    rows = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN]
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 200}))
+    words = [*rows, "distill.teacher=./teacher", "prove.max_new_tokens=190"]
+    refused = cli("plan", *words, "prove.evidence=standard", "--name", "r", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    (less,) = re.findall(r"TEACHER_MISMATCH.*lower prove.max_new_tokens by (\d+)", refused.stderr)
+    fits = f"prove.max_new_tokens={190 - int(less)}"
+    for name, more in (("plain", ["prove.evidence=plain"]), ("short", ["prove.evidence=standard", fits])):
+        done = cli("plan", *words, *more, "--name", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_run_is_a_teacher(trained: Path, folder: Path, tmp_path: Path, model_folder: Folder) -> None:

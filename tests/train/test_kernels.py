@@ -35,7 +35,6 @@ def plan(facts: Facts, machine: Machine, *words: str) -> Any:
 
 def test_flex_attention_is_compiled_on_a_gpu_where_the_steps_win_it_back(facts: Facts) -> None:
     assert plan(facts, GPU).kernels == "flex"
-    assert plan(facts, GPU, "adapter.kind=dora").kernels == "fused"
     assert plan(facts, GPU, "train.layout=padded").kernels == "fused"
     with pytest.raises(ConfigError, match=r"CONFIG_CONFLICT.*keep dense weights"):
         plan(dataclasses.replace(facts, packed="nf4"), GPU, "train.kernels=compiled")
@@ -43,6 +42,18 @@ def test_flex_attention_is_compiled_on_a_gpu_where_the_steps_win_it_back(facts: 
     assert plan(facts, CPU).kernels == "fused"
     assert plan(dataclasses.replace(facts, head_width=80), GPU).kernels == "fused"
     assert plan(dataclasses.replace(facts, fused=False), GPU).kernels == "transformers"
+
+
+@pytest.mark.parametrize("words", [["adapter.dropout=0.1"], ["adapter.kind=dora"], ["adapter.kind=none"]])
+def test_memory_is_planned_for_the_kernels_that_compute(words: list[str], facts: Facts) -> None:
+    """The fused kernels, which keep half as much of a token, are for plain LoRA."""
+    small = dataclasses.replace(CPU, memory_gb=4.0)
+    planned, fused = plan(facts, small, *words), plan(facts, small)
+    assert (planned.kernels, fused.kernels) == ("transformers", "fused")
+    assert planned.tokens_per_pass < fused.tokens_per_pass or planned.gradient_checkpointing == "layers"
+    for machine in (small, GPU):
+        with pytest.raises(ConfigError, match=r"CONFIG_CONFLICT.*plain LoRA, without dropout"):
+            plan(facts, machine, "train.kernels=fused", *words)
 
 
 def test_what_is_kept_in_shards_is_a_frozen_base_in_memory(facts: Facts) -> None:

@@ -43,15 +43,17 @@ def where(on: Place, at_once: int | None, separate: bool = False, agreed: bool =
     return Where(on, at_once, attempt, separate, agreed)
 
 
-def confirm_long(run: Run, agreed: bool) -> None:
-    """Asks whether a run may take hours. Raises RUN_LONG if nobody is there to agree, or does not."""
+def confirm_long(run: Run) -> None:
+    """Asks whether a run may take hours, unless somebody has agreed before. Raises RUN_LONG if nobody does."""
     estimate = records.read(run.plan, Plan).estimate
     total = sum(estimate.stages.values()) if estimate else 0.0
+    agreed = any(e.event == records.AGREED for e in records.read_lines(run.events, records.Event))
     if agreed or total < 3600 * LONG_HOURS or estimate is None:
         return
     longest = sorted(estimate.stages.items(), key=lambda stage: -stage[1])[:2]
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in longest)
     if sys.stdin.isatty() and typer.confirm(f"This will take about {duration(total)} ({parts}). Begin?", err=True):
+        run.event(records.AGREED)
         return
     raise RunError(
         "RUN_LONG",

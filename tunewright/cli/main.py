@@ -420,7 +420,7 @@ def _advance(
     runner = runners.Runner(dataclasses.replace(context, where=place))
     if until not in ("check", "sweep", "plan") and not context.run.metrics.exists():
         runner.advance("plan")
-        confirm_long(context.run, place.agreed)
+        confirm_long(context.run)
     runner.advance(until)
     return runner
 

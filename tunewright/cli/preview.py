@@ -11,8 +11,7 @@ import typer
 
 from tunewright.cli.runs import Json, Model, Settings, Source, config_of, out
 from tunewright.core.words import counted
-from tunewright.tokens import texts
-from tunewright.tokens.template import for_method, for_rows, load_template
+from tunewright.tokens.sequences import TrainRow
 
 
 def preview(
@@ -23,12 +22,15 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import EMBEDDING, HEADS, RANKERS, RATED
+    from tunewright.core.config import EMBEDDING, HEADS, RANKERS
+    from tunewright.core.config.method_settings import check_model
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
-    from tunewright.methods import METHODS, kto
+    from tunewright.methods import METHODS
     from tunewright.model import loading, model_files
+    from tunewright.runtime import inputs
+    from tunewright.tokens.encoder_text import is_encoder_folder
     from tunewright.tokens.sequences import flat
 
     config = config_of(source, settings, model)
@@ -42,10 +44,8 @@ def preview(
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
-    loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
-    template = for_rows(loaded, parsed.examples)
-    if config.train.method in EMBEDDING:
-        template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
+    check_model(config, is_encoder_folder(folder))
+    template = inputs.read_template(config, folder, parsed.examples)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
     prepared_rows = METHODS[config.train.method].prepare(template, example, row - 1, limit)
@@ -54,10 +54,7 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    names = _names(config.train.method, len(sequences))
-    if config.train.method in RATED:
-        names = ["desirable" if kto.is_desirable(r) else "undesirable" for r in prepared_rows]
-    for name, sequence in zip(names, sequences, strict=True):
+    for name, sequence in zip(_names(config.train.method, prepared_rows), sequences, strict=True):
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
         if config.train.method in EMBEDDING:  # nothing reads the place behind a text
             pieces = [(text, 0.0) for text, _ in pieces[:-1]]
@@ -70,10 +67,14 @@ def preview(
         typer.echo("".join(_shown(pieces)))
 
 
-def _names(method: str, count: int) -> list[str]:
-    """Of the sequences of a row."""
-    from tunewright.core.config import EMBEDDING, PAIRED
+def _names(method: str, rows: Sequence[TrainRow]) -> list[str]:
+    """Of the sequences of a row of the data."""
+    from tunewright.core.config import EMBEDDING, PAIRED, RATED
+    from tunewright.methods import kto
 
+    if method in RATED:
+        return ["desirable" if kto.is_desirable(r) else "undesirable" for r in rows]
+    count = sum(len(r.sequences) for r in rows)
     if method in EMBEDDING:
         return ["query", "document", *(f"negative {n}" for n in range(1, count - 1))]
     return ["chosen", "rejected"] if method in PAIRED else [f"sequence {n + 1} of {count}" for n in range(count)]

@@ -18,7 +18,7 @@ from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import repetitions
 from tunewright.data.remedies.labels import key as label_key
 from tunewright.data.task import Task, detect_task
-from tunewright.data.text import normalised
+from tunewright.data.text import as_answer, normalised
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
@@ -170,8 +170,8 @@ def _ceiling(references: Sequence[Example], task: Task) -> float:
     """Two desirable answers to one prompt do not contradict each other, but only one of them can be given."""
     rated = any(isinstance(e, Chat) and e.desirable for e in references)
     canonical = task.kind.canonical
-    prompts = [normalised(e.whole_prompt) if rated else repetitions.question(e, canonical) for e in references]
-    return ceiling(prompts, [normalised(canonical(e)) for e in references])  # as metrics compare answers
+    prompts = [repetitions.asked(e) if rated else repetitions.question(e, canonical) for e in references]
+    return ceiling(prompts, [as_answer(canonical(e)) for e in references])  # as metrics compare answers
 
 
 def _ratings(examples: Sequence[Example]) -> list[Finding]:

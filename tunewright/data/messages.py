@@ -144,8 +144,9 @@ class Chat:
     ``margin``: by how much the chosen one is better, if a row says so; ``desirable``: the rating of the last message;
     None if it has none. ``item``: the fields of a row without an answer, which graders read; its last message is then
     empty. ``negatives``: of a query and the document that answers it, as user and assistant: documents that do not;
-    None if the row is a chat. ``author``: the model that wrote the answer, as the row says; empty if people wrote it,
-    or nothing is known."""
+    None if the row is a chat. ``tagged``: whether the answer is one tag for each word. ``same_question``: whether all
+    rows ask the same, so that the rest of the prompt identifies each. ``author``: the model that wrote the answer, as
+    the row says; empty if people wrote it, or nothing is known."""
 
     messages: tuple[Message, ...]
     where: str
@@ -155,6 +156,8 @@ class Chat:
     item: dict[str, Json] | None = None
     margin: float | None = None
     negatives: tuple[str, ...] | None = None
+    tagged: bool = False
+    same_question: bool = False
     author: str = ""
 
     def before(self, k: int) -> Prompt:
@@ -174,6 +177,8 @@ class Chat:
     @property
     def question(self) -> str:
         """What identifies the row: the prompt without the (usually shared) system message and tools."""
+        if self.same_question:
+            return self.whole_prompt
         return "\n".join(m.text for m in self.messages[:-1] if m.role != "system")
 
     @property

@@ -15,7 +15,7 @@ from typing import Literal
 from tunewright.data.scores import Readings
 from tunewright.data.structure.comparison import compare
 from tunewright.data.structure.values import lenient_json, strict_json
-from tunewright.data.text import normalised
+from tunewright.data.text import as_answer
 
 Kind = Literal[
     "label",
@@ -41,7 +41,7 @@ _QUOTES = " \"'`*_.“”‘’"
 
 def strip_wrapping(text: str) -> str:
     """A short answer without what models put around it: a box, a fence, quotes, bold, "the answer is", a full stop."""
-    bare = normalised(text)
+    bare = as_answer(text)
     boxed = re.search(r"\\boxed\s*\{([^{}]*)\}", bare)
     bare = boxed[1] if boxed else re.sub(r"^```\w*|```$", "", bare).strip()
     bare = bare.strip(_QUOTES)
@@ -62,7 +62,7 @@ def strict_match(target: str, answer: str) -> float:
     value, given = strict_json(target), strict_json(answer)
     if value is not None and given is not None:
         return float(compare(value, given).equal)
-    return float(normalised(target) == normalised(answer))
+    return float(as_answer(target) == as_answer(answer))
 
 
 def chrf(target: str, answer: str) -> float:
@@ -83,7 +83,7 @@ def read_label(answer: str, labels: Sequence[str]) -> str | None:
 
 
 def _as_words(text: str) -> str:
-    return " " + re.sub(r"\W+", " ", normalised(text)).strip() + " "
+    return " " + re.sub(r"\W+", " ", as_answer(text)).strip() + " "
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:

@@ -8,10 +8,20 @@ import unicodedata
 
 from tunewright.data.tool_calls import split_thoughts
 
+# In compatibility form, a raised digit is an ordinary one: 5² becomes 52, and ㎡ becomes m2.
+_POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_UNITS = {0x339F + i: unit for i, unit in enumerate(("mm²", "cm²", "m²", "km²", "mm³", "cm³", "m³", "km³"))}
+
 
 def normalised(text: str) -> str:
-    """``text`` in Unicode compatibility form, case and white space folded: equal for texts that read the same."""
+    """``text`` in Unicode compatibility form, case and white space folded: equal for texts that read nearly the
+    same, and belong on one side of the split."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
+
+
+def as_answer(text: str) -> str:
+    """`normalised`, with powers: equal for answers that count as the same, as 5² and 5^2, but not 52."""
+    return normalised(_POWER.sub(lambda power: "^" + power[0].replace("⁻", "-"), text.translate(_UNITS)))
 
 
 def exact(text: str) -> str:

@@ -236,10 +236,9 @@ def _reward_check(tuned: ScoredArm, other: ScoredArm, check: Comparison) -> Rewa
 
 
 def _checked(check: RewardCheck) -> str:
-    low, high = check.interval
     return (
         f"by reward.check, tuned {check.tuned:.3f}, the same arm {check.comparator:.3f}, "
-        f"difference {check.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        f"difference {check.difference:+.3f} {check.interval:+.3f}"
     )
 
 
@@ -261,13 +260,13 @@ def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_
 
 def sentence(verdict: Verdict) -> str:
     """The verdict of a run in one line."""
-    other, (low, high) = verdict.comparator, verdict.interval
+    other = verdict.comparator
     difference = "difference" if METRICS[verdict.metric].higher_is_better else "lower by"
     also = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.doubts]
     better = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.better or () if name != other.name]
     return (
         f"{verdict.verdict}: {verdict.metric} tuned {verdict.tuned:.3f}, {other.name} {other.score:.3f}, "
-        f"{difference} {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"
+        f"{difference} {verdict.difference:+.3f} {verdict.interval:+.3f} on {verdict.n} held-out rows"
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
         + (f"; shown to be worse than {', '.join(better)}" if better else "")
         + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")

@@ -14,9 +14,9 @@ from math import log
 import numpy as np
 import torch.nn.functional as F
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.data.messages import Example
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
@@ -24,10 +24,7 @@ from tunewright.tokens.rendering import for_generation, for_training
 from tunewright.tokens.sequences import TrainRow, flat, head_sequence
 from tunewright.tokens.template import Template
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute = as_written, as_prepared
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -39,11 +36,6 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
         prompt = for_training(template, example, row, max_length)[-1].prompt
     signal = {"answer": np.frombuffer(example.target.encode(), np.uint8)}
     return [TrainRow((head_sequence(prompt, template.eos, row),), row, signal)]
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
 
 
 def microbatches(

@@ -2,44 +2,32 @@
 
 With a teacher in the plan (train.method=distill), they are those of the whole vocabulary (`teaching`). Otherwise a
 stage distils from the same model with another prompt: its K most probable tokens are computed once, before training,
-and stored with the row as its signal (`with_teacher`). A row without a signal is a gold row: its teacher is its own
-answer, as one-hot probabilities, so that rows can mix in a batch.
+and stored with the row as its signal (`with_probabilities`). A row without a signal is a gold row: its teacher is its
+own answer, as one-hot probabilities, so that rows can mix in a batch.
 
 Axes: N predicted tokens, M supervised tokens, K most probable tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from tunewright.core.config import MethodOptions, Plan
-from tunewright.data.messages import Example
+from tunewright.core.config import Plan
 from tunewright.methods import sft, teaching
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, Progress, as_written, unknown
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_passes, to_microbatch, units_of
-from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat
-from tunewright.tokens.template import Template
+from tunewright.tokens.packing import Layout, Microbatch, split_into_passes, to_microbatch, units_of
+from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat, single
 
 K, SOFT = 32, "soft_MK"
-# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the division into passes affects the
-# rounding of the stored probabilities, which must not depend on the memory that happens to be free.
-TEACHER_TOKENS_PER_PASS = 1024
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
-
-
-def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-    """Gold rows."""
-    return sft.prepare(template, example, row, max_length)
+options, initial_loss = as_written, unknown
+prepare = sft.prepare  # gold rows
 
 
 def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
@@ -49,35 +37,33 @@ def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progr
 
 
 @torch.inference_mode()
-def with_teacher(
+def with_probabilities(
     teacher: LanguageModel,
     teacher_rows: Sequence[TokenSequence],
     student_rows: Sequence[TokenSequence],
     layout: Layout,
     weight: float = 1.0,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> list[TrainRow]:
     """``student_rows`` with the teacher's top-K probabilities at the supervised tokens of ``teacher_rows``.
 
     Corresponding rows supervise the same tokens, possibly after different prompts. ``weight`` multiplies the rows' loss
     weights; ``progress(n)`` is called as rows finish.
     """
-    done: dict[int, TrainRow] = {}
-    for group in split_into_passes(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
-        part = [teacher_rows[i] for i in group]
-        microbatch = to_microbatch(part, layout)
+
+    def read(part: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
         prob_NV = forward.logits(teacher, microbatch).float().softmax(-1)
         top = prob_NV.topk(min(K, prob_NV.shape[1]), -1)
-        soft_NK, prob_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
-        cuts = np.cumsum([r.supervised for r in part])[:-1]
-        for i, at in zip(group, np.split(microbatch.prediction_M, cuts), strict=True):
-            row = student_rows[i]
-            assert row.supervised == teacher_rows[i].supervised, "teacher and student supervise the same tokens"
-            student = replace(row, weights=tuple(w * weight for w in row.weights))
-            signal = {SOFT: soft_NK[at], "prob_MK": prob_NK[at].astype(np.float32)}
-            done[i] = TrainRow((student,), row.row, signal)
-        progress(len(group))
-    return [done[i] for i in range(len(teacher_rows))]
+        prob_NK = top.values / top.values.sum(1, keepdim=True)
+        return {SOFT: top.indices.cpu().numpy(), "prob_MK": prob_NK.cpu().numpy()}
+
+    signals = teaching.at_targets([single(r) for r in teacher_rows], layout, read, progress)
+    done = []
+    for row, asked, signal in zip(student_rows, teacher_rows, signals, strict=True):
+        assert row.supervised == asked.supervised, "teacher and student supervise the same tokens"
+        student = replace(row, weights=tuple(w * weight for w in row.weights))
+        done.append(TrainRow((student,), row.row, signal))
+    return done
 
 
 def microbatches(
@@ -108,10 +94,8 @@ def _signal(kind: str, rows: Sequence[TrainRow], microbatch: Microbatch) -> Sign
 
 
 def _gold_signal(microbatch: Microbatch) -> Signal:
-    soft_NK, prob_NK = (
-        np.zeros((len(microbatch.target_N), K), np.int64),
-        np.zeros((len(microbatch.target_N), K), np.float32),
-    )
+    shape = len(microbatch.target_N), K
+    soft_NK, prob_NK = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
     soft_NK[:, 0], prob_NK[:, 0] = microbatch.target_N, 1.0
     return {"soft_NK": soft_NK, "prob_NK": prob_NK}
 
@@ -140,8 +124,3 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     else:
         logits_NV = forward.logits(model, microbatch, plan.gradient_checkpointing)
     return Loss(losses.soft_cross_entropy(logits_NV, soft_NK, prob_NK, weight_N))
-
-
-def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
-    """Unknown."""
-    return None

@@ -2,12 +2,9 @@
 passes (GradCache, Gao et al. 2021, 2101.06983).
 
 A row is a query, the document that answers it, and documents that do not. The loss of a row depends on all documents
-of the step, so it is no sum over passes. `microbatches` therefore computes the vectors of all texts first, pass by pass
-and without gradients, and the derivative of the step's loss by each vector, for which the vectors are enough. In
-`loss`, a pass computes its vectors again; their products with these derivatives have the gradient of the whole loss. If
-all texts fit in one pass, it computes the loss directly.
+of the step, so it is no sum over passes: a step of several passes is computed in two phases (`pairs.two_phase`).
 
-Axes: R rows, S texts of a pass or a step, D width.
+Axes: S texts of a pass or a step, D width.
 """
 
 from __future__ import annotations
@@ -16,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError, data_error
 from tunewright.data.messages import Chat, Example
 from tunewright.data.text import content_hash
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written, unknown
+from tunewright.methods.pairs import two_phase
 from tunewright.methods.pairs.contrastive import Contrast, losses, texts_of
 from tunewright.model import forward
 from tunewright.model.heads import vectors
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Microbatch, singles, split_into_passes, to_microbatch
+from tunewright.tokens.packing import Microbatch, epoch_order, singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TrainRow, head_sequence
 from tunewright.tokens.template import Template
 from tunewright.tokens.texts import Kind, spells_special, text_ids
@@ -36,10 +33,7 @@ from tunewright.tokens.texts import Kind, spells_special, text_ids
 # How far a vector of length 1 may be from the one that was computed without gradients, in the same pass.
 SAME = {"float32": 1e-3, "bfloat16": 0.1}
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute, initial_loss = as_written, as_prepared, unknown
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -58,74 +52,65 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     return [TrainRow(sequences, row, {"text_S": np.array(says)})]
 
 
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
-
-
 def microbatches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
 ) -> list[Microbatch]:
-    texts, contrast = texts_of([rows[i] for i in chosen])
+    """Of a step. Dev rows are read in groups of as many rows as a step has: compared with as many documents as in
+    training, their loss is on the scale of the training loss, however many they are."""
+    count, size = len(chosen), plan.batch_size
+    if count <= size:
+        return _of_step(model, [rows[i] for i in chosen], 0, plan)
+    shuffled = [rows[chosen[i]] for i in epoch_order(count, plan.seed, 0)]
+    parts: list[Microbatch] = []
+    for start in range(0, count, size):
+        first = min(start, count - size)  # the last group is filled up with rows that were counted before
+        parts += _of_step(model, shuffled[first : first + size], start - first, plan)
+    return parts
+
+
+def _of_step(model: LanguageModel, rows: Sequence[TrainRow], counted: int, plan: Plan) -> list[Microbatch]:
+    """The passes of rows that are compared with one another. The first ``counted`` have no loss."""
+    texts, contrast = texts_of(rows)
+    contrast = contrast.without(counted)
     sequences = [vectors.pooled(text, vectors.pooling(plan)) for text in texts]
     groups = split_into_passes(singles([s.ids for s in sequences]), plan.tokens_per_pass, plan.layout)
     parts = [to_microbatch([sequences[i] for i in group], plan.layout) for group in groups]
-    if len(parts) > 1:
-        return _cached(model, parts, groups, contrast, plan)
-    place_S = np.empty(len(sequences), np.int64)
-    place_S[groups[0]] = np.arange(len(sequences))
-    rows_1 = np.array([len(chosen)])
-    return [replace(parts[0], signal={**contrast.renumbered(place_S).signal, "rows_1": rows_1})]
-
-
-def _cached(
-    model: LanguageModel, parts: Sequence[Microbatch], groups: Sequence[Sequence[int]], contrast: Contrast, plan: Plan
-) -> list[Microbatch]:
-    """The passes, with the vectors of their texts, the derivatives of the step's loss by these, and the losses of the
-    rows whose queries they contain."""
-    assert plan.embed is not None
-    with torch.no_grad():
-        own = [vectors.of_texts(model, part, vectors.pooling(plan)) for part in parts]
-        place_S = np.argsort(np.concatenate([np.asarray(group) for group in groups]))
-        vector_SD = torch.cat(own)[forward.on_device(model, place_S)]
-    with torch.enable_grad():
-        leaf_SD = vector_SD.detach().requires_grad_()
-        loss_R, right_R = losses(leaf_SD, contrast, plan.embed.temperature)
-        (derivative_SD,) = torch.autograd.grad(loss_R.sum(), leaf_SD)
-    made, value_R, hit_R = [], loss_R.detach().double().cpu().numpy(), right_R.cpu().numpy()
-    for part, group in zip(parts, groups, strict=True):
-        mine_R = np.isin(contrast.anchor_R, group)
-        signal = {
-            "vector_SD": vector_SD[group].cpu().numpy(),
-            "derivative_SD": derivative_SD[group].cpu().numpy(),
-            "loss_1": np.array([value_R[mine_R].sum()]),
-            "right_1": np.array([hit_R[mine_R].sum()]),
-            "rows_1": np.array([mine_R.sum()]),
-        }
-        made.append(replace(part, signal=signal))
-    return made
+    contrast = contrast.renumbered(np.argsort([i for group in groups for i in group]))
+    rows_1 = np.array([len(contrast.anchor_R)])
+    if len(parts) == 1:
+        return [replace(parts[0], signal={**contrast.signal, "rows_1": rows_1})]
+    made = two_phase.with_slopes(
+        parts,
+        lambda part: vectors.of_texts(model, part, vectors.pooling(plan)),
+        lambda vector_SD: _loss_of(vector_SD, contrast, plan),
+    )
+    return [replace(part, signal={**part.signal, "rows_1": rows_1 * (n == 0)}) for n, part in enumerate(made)]
 
 
 def weight(microbatch: Microbatch) -> float:
-    """The number of rows whose queries it contains."""
+    """The number of rows, all of them in the first pass of a step."""
     return float(microbatch.signal["rows_1"][0])
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-    """Of the rows whose queries the pass contains; its gradient, of the whole step with respect to the pass's texts.
-    Raises TRAIN_PASSES_DIFFER."""
-    assert plan.embed is not None
-    vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
+    """Raises TRAIN_PASSES_DIFFER."""
     signal = microbatch.signal
-    if "derivative_SD" not in signal:
-        loss_R, right_R = losses(vector_SD, Contrast.of_signal(signal), plan.embed.temperature)
-        return Loss(loss_R.sum(), {"accuracy": right_R.sum()})
-    first_SD, derivative_SD, loss_1, right_1 = (
-        forward.on_device(model, signal[name]) for name in ("vector_SD", "derivative_SD", "loss_1", "right_1")
+
+    def of_texts() -> Tensor:
+        vector_SD = vectors.of_texts(model, microbatch, vectors.pooling(plan), plan.gradient_checkpointing)
+        if "number_S" in signal:
+            _require_same(vector_SD.detach(), forward.on_device(model, signal["number_S"]), plan)
+        return vector_SD
+
+    return two_phase.loss(
+        model, microbatch, of_texts, lambda vector_SD: _loss_of(vector_SD, Contrast.of_signal(signal), plan)
     )
-    _require_same(vector_SD.detach(), first_SD, plan)
-    product = (vector_SD * derivative_SD).sum()
-    return Loss(product - product.detach() + loss_1.sum().to(product.dtype), {"accuracy": right_1.sum()})
+
+
+def _loss_of(vector_SD: Tensor, contrast: Contrast, plan: Plan) -> Loss:
+    assert plan.embed is not None
+    loss_R, right_R = losses(vector_SD, contrast, plan.embed.temperature)
+    return Loss(loss_R.sum(), {"accuracy": right_R.sum()})
 
 
 def _require_same(vector_SD: Tensor, first_SD: Tensor, plan: Plan) -> None:
@@ -138,8 +123,3 @@ def _require_same(vector_SD: Tensor, first_SD: Tensor, plan: Plan) -> None:
             "divided into passes; the model may draw random numbers in training.",
             fix="raise train.tokens_per_pass, or lower train.batch_size, until a step is one pass.",
         )
-
-
-def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
-    """Unknown."""
-    return None

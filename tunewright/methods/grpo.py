@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.core.errors import data_error
 from tunewright.data.messages import Chat, Example
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written
 from tunewright.methods.policy_losses import LOSSES, Samples, k3
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
@@ -34,10 +34,7 @@ from tunewright.tokens.template import Template
 OF_TOKENS = ("old_M", "reference_M", "weight_M")
 STATISTICS = ("reward", "reward_std", "flat_groups", "length", "cut", "mismatch")
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute = as_written, as_prepared
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -48,11 +45,6 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
         raise data_error("DATA_FORM_UNSUPPORTED", "grpo needs rows of prompts.", where=example.where, fix=fix)
     prompt = rendering.for_generation(template, example.prompt)
     return [TrainRow((prompt_then_answer(prompt, (template.eos,), row),), row)]
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
 
 
 def microbatches(

@@ -83,3 +83,18 @@ class Method(Protocol):
     def initial_loss(self, plan: Plan, rows: Sequence[TrainRow]) -> float | None:
         """The loss of the rows before the first step, per unit of weight, if the method's formula gives it for every
         model (with plan.options.nll_weight 0). The self-test compares the actual one with it."""
+
+
+def as_written(options: MethodOptions) -> MethodOptions:
+    """`Method.options` of a method that resolves none."""
+    return options
+
+
+def as_prepared(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
+    """`Method.precompute` of a method that computes nothing before the first step."""
+    return list(rows)
+
+
+def unknown(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
+    """`Method.initial_loss` of a method whose first loss depends on the model."""
+    return None

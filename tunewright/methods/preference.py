@@ -99,9 +99,12 @@ class Preference:
         return len(microbatch.signal["tokens_S"]) / 2
 
     def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-        logp_S = forward.sequence_logp(model, microbatch, plan.gradient_checkpointing)
-        part = two_phase.linear(model, microbatch, logp_S)
-        return self.loss_of(model, logp_S, microbatch.signal, plan) if part is None else part
+        return two_phase.loss(
+            model,
+            microbatch,
+            lambda: forward.sequence_logp(model, microbatch, plan.gradient_checkpointing),
+            lambda logp_S: self.loss_of(model, logp_S, microbatch.signal, plan),
+        )
 
     def loss_of(self, model: LanguageModel, logp_S: Tensor, signal: Signal, plan: Plan) -> Loss:
         """The loss of pairs, given the log-probabilities of their answers."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.data.messages import Example
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written, unknown
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
@@ -14,20 +14,12 @@ from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import TrainRow, flat, single
 from tunewright.tokens.template import Template
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute, initial_loss = as_written, as_prepared, unknown
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
     """One training row for each sequence: turns that need a sequence of their own are sampled separately."""
     return [single(s) for s in for_training(template, example, row, max_length)]
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
 
 
 def microbatches(
@@ -44,8 +36,3 @@ def weight(microbatch: Microbatch) -> float:
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(forward.loss(model, microbatch, plan.gradient_checkpointing))
-
-
-def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
-    """Unknown."""
-    return None

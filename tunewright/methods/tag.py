@@ -15,10 +15,10 @@ from math import log
 import numpy as np
 import torch.nn.functional as F
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.data.messages import Example, Prompt
 from tunewright.data.task.tags import words
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import encoder_text
@@ -29,9 +29,7 @@ from tunewright.tokens.template import Template
 NO_TAG = -100  # of the place behind a text
 
 
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute = as_written, as_prepared
 
 
 def sequence(template: Template, prompt: Prompt, row: int) -> TokenSequence:
@@ -48,11 +46,6 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     """One row, with the tags as UTF-8."""
     signal = {"answer": np.frombuffer(example.target.encode(), np.uint8)}
     return [TrainRow((sequence(template, example.prompt, row),), row, signal)]
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
 
 
 def microbatches(

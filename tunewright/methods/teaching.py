@@ -8,7 +8,7 @@ rows, N predicted tokens, D and E widths of student and teacher.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,16 +40,30 @@ def with_teacher(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, pro
 
 def with_hidden(reader: LanguageModel, rows: Sequence[TrainRow], layout: Layout, progress: Progress) -> list[TrainRow]:
     """The rows with the hidden states of ``reader`` at their supervised tokens, in the dtype that it computes in."""
-    done = list(rows)
+
+    def read(part: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
+        return {ROWS: _stored(forward.hidden(reader, microbatch))}
+
+    return [replace(row, signal=own) for row, own in zip(rows, at_targets(rows, layout, read, progress), strict=True)]
+
+
+def at_targets(
+    rows: Sequence[TrainRow],
+    layout: Layout,
+    read: Callable[[Sequence[TrainRow], Microbatch], Signal],
+    progress: Progress = lambda _: None,
+) -> list[Signal]:
+    """For each row, what ``read`` gives at its supervised tokens. ``read``: of the rows of a pass, one entry for each
+    prediction, by name."""
+    done: dict[int, Signal] = {}
     for group in split_into_passes(units_of(rows, range(len(rows))), TOKENS_PER_PASS, layout):
         part = [rows[i] for i in group]
         microbatch = to_microbatch(flat(part), layout)
-        hidden_NE = _stored(forward.hidden(reader, microbatch))
-        cuts = np.cumsum([r.supervised for r in part])[:-1]
+        given, cuts = read(part, microbatch), np.cumsum([r.supervised for r in part])[:-1]
         for i, at in zip(group, np.split(microbatch.prediction_M, cuts), strict=True):
-            done[i] = replace(rows[i], signal={ROWS: hidden_NE[at]})
+            done[i] = {name: of_N[at] for name, of_N in given.items()}
         progress(len(group))
-    return done
+    return [done[i] for i in range(len(rows))]
 
 
 def signal(rows: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
@@ -79,15 +93,13 @@ def divergences(model: LanguageModel, microbatch: Microbatch, plan: Plan, weight
 @torch.no_grad()
 def measured(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> NDArray[np.float64]:
     """Mean divergence of each row's supervised tokens, in nats, by the plan's measure."""
-    done_R = np.zeros(len(rows))
-    for group in split_into_passes(units_of(rows, range(len(rows))), TOKENS_PER_PASS, plan.layout):
-        part = [rows[i] for i in group]
-        microbatch = to_microbatch(flat(part), plan.layout)
+
+    def read(part: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
         microbatch = replace(microbatch, signal=signal(part, microbatch))
         one_N = torch.ones(len(microbatch.target_N), device=model.device)
-        of_M = divergences(model, microbatch, plan, one_N).double().cpu().numpy()[microbatch.prediction_M]
-        done_R[group] = [x.mean() for x in np.split(of_M, np.cumsum([r.supervised for r in part])[:-1])]
-    return done_R
+        return {"nats_M": divergences(model, microbatch, plan, one_N).double().cpu().numpy()}
+
+    return np.array([own["nats_M"].mean() for own in at_targets(rows, plan.layout, read)])
 
 
 def _stored(hidden_NE: Tensor) -> NDArray[np.generic]:

@@ -17,7 +17,7 @@ from tunewright.core.records import ProtocolRecord, Receipt, Side
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.data.formats import RowSettings
-from tunewright.data.messages import Chat, Text
+from tunewright.data.messages import Chat, Example, Text
 from tunewright.data.remedies import prepared
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.prepared import SIDES
@@ -90,10 +90,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     check_model(config, facts.encoder)
     if facts.encoder:
         encoder_text.require_one_instruction(data.examples)
-    loaded = for_method(load_template(Path(facts.path), config.template, config.date), config.train.method)
-    template = for_rows(loaded, data.examples)
-    if config.train.method in EMBEDDING:
-        template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
+    template = read_template(config, Path(facts.path), data.examples)
     if run.receipt.exists():
         template = hashed_as(template, records.read(run.receipt, Receipt).hashes["template"])
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
@@ -153,6 +150,15 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         dev=dev,
         test=test,
     )
+
+
+def read_template(config: Config, folder: Path, examples: Sequence[Example]) -> Template:
+    """The tokenizer and template of a model folder, as the config's method uses it for these rows."""
+    loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
+    template = for_rows(loaded, examples)
+    if config.train.method in EMBEDDING:
+        return texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
+    return template
 
 
 def _unprompted(facts: Facts) -> str:

@@ -150,10 +150,9 @@ def _answers(r: Reproduced | None) -> str:
 def _lost(loss: Loss | None) -> str:
     if loss is None:
         return ""
-    low, high = loss.interval
     return (
         f"on {counted(loss.rows, 'dev row')}: KL {loss.kl:.1e} nats, top-1 agreement {loss.same_likeliest:.1%}, "
-        f"score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+        f"score {loss.difference:+.4f} {loss.interval:+.4f}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tunewright.core import records, swept
-from tunewright.core.config import DISTILLED, HEADS, RANKERS, REWARDED, Plan
+from tunewright.core.config import DISTILLED, HEADS, RANKERS, REWARDED, Plan, Teacher
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -23,6 +23,7 @@ from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
 from tunewright.stages.experiments import prompt_distillation
 from tunewright.stages.stage import Stage
+from tunewright.tokens.rendering import for_generation
 from tunewright.tokens.sequences import flat
 from tunewright.train import planning, preflight, profile, selftest
 from tunewright.train.recipe import RowStats
@@ -46,9 +47,7 @@ def make_plan(setup: Setup) -> Plan:
         labels = context.data.task.labels or context.data.task.label_set or one
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     if plan.method in DISTILLED:
-        rows, size = flat([r for side in inputs.rows.values() for r in side]), planning.each_of(plan.dtype)
-        taught = teacher.described(context.config.distill, inputs.facts, inputs.template, rows, size)
-        plan = plan.model_copy(update={"teacher": taught})
+        plan = plan.model_copy(update={"teacher": _teacher(setup, plan)})
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
@@ -62,6 +61,16 @@ def make_plan(setup: Setup) -> Plan:
     _describe(setup, plan, protocol)
     _write(setup, plan, protocol)
     return plan
+
+
+def _teacher(setup: Setup, plan: Plan) -> Teacher:
+    """The teacher that the config names. Raises TEACHER_MISMATCH, also where its arm would have no room to answer."""
+    inputs, examples, written = setup.inputs, setup.context.data.examples, 0
+    rows, size = flat([r for side in inputs.rows.values() for r in side]), planning.each_of(plan.dtype)
+    for arm in inputs.arms.get("teacher", []):
+        prompts = [for_generation(inputs.template, arm.prompt(examples[i])) for i in (*inputs.dev, *inputs.test)]
+        written = max(map(len, prompts)) + plan.max_new_tokens
+    return teacher.described(setup.context.config.distill, inputs.facts, inputs.template, rows, size, written)
 
 
 def adopt(setup: Setup, plan: Plan) -> Plan:

@@ -76,6 +76,10 @@ class Runner:
             elif run.split.exists() and records.read(run.audit, Audit).sha256 != self.context.data.sha256:
                 run.split.unlink()  # the data was changed before there was a plan: it is audited again
             self._store_settings()
+            if (
+                self.context.where.agreed
+            ):  # for good: a run that is killed before its first step is not asked about again
+                run.event(records.AGREED)
             with follow.following(run, self.context.config.track, self.context.console):
                 self._advance(until)
 

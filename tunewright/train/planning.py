@@ -7,17 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import EMBEDDING, POOLED, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import (
+    EMBEDDING,
+    PAIRED,
+    POOLED,
+    RATED,
+    REWARDED,
+    Config,
+    Kernels,
+    MethodOptions,
+    Plan,
+    Recompute,
+)
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
 from tunewright.model.adapting import stored
-from tunewright.model.attention import flex
 from tunewright.model.encoders.folder import POOLINGS, Pooling
 from tunewright.model.facts import Facts
 from tunewright.system.machine import FASTER, Machine
 from tunewright.tokens.packing import Layout
 from tunewright.train import recipe
+from tunewright.train.kernels import choose_kernels
 from tunewright.train.recipe import CONFIGURED, Choice, PlanInputs, RowStats
 
 Dtype = Literal["float32", "bfloat16"]
@@ -28,7 +39,6 @@ LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
 FULL_PRECISION_MEMORY = 0.7  # fraction of the machine's, for the base as it is and as the run holds it
-COMPILED_FROM = 200  # steps: compiling FlexAttention takes up to half a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 
 
@@ -65,6 +75,12 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
     return padded * facts.layers * size * (layer + weights) + head
 
 
+def least_pass(sizes: RowStats, method: str, dropout: float) -> int:
+    """Tokens of the largest pass, however small passes are to be: of the longest sequence; with dropout, of the longest
+    pair, which `two_phase` does not divide then."""
+    return sizes.longest_row if dropout and method in PAIRED else sizes.longest
+
+
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
     """The plan without its estimate. An adapter to start from is read. Raises CONFIG_CONFLICT, CONFIG_RANGE and
     ADAPTER_*."""
@@ -75,7 +91,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
     dtype, layout, batch = _dtype(given), _layout(given), recipe.batch_size(given)
     steps = recipe.steps(given, per_epoch := -(-sizes.rows // batch.value) * t.num_iterations)
-    kernels = _kernels(given, layout.value, steps.value)
+    kernels = choose_kernels(given, layout.value, steps.value)
     trained, sequences = given, batch.value
     if t.method in REWARDED:  # what is trained on are samples after these rows
         trained = replace(given, sizes=sizes.with_samples(t.num_generations, max_new_tokens))
@@ -188,38 +204,6 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     )
 
 
-def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
-    facts, adapter, asked = given.facts, given.config.adapter, given.config.train.kernels
-    unsupported = "tunewright's fused kernels do not support this model's layers"
-    if adapter.of_peft:
-        unsupported = f"tunewright's fused kernels do not support {adapter.kind}, which PEFT computes"
-    against: dict[Kernels, str] = {}
-    if not facts.fused or adapter.of_peft:
-        against = dict.fromkeys(("fused", "flex", "compiled"), unsupported)
-    elif not flex.supports(facts.head_width, given.machine.device):
-        no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
-        against = dict.fromkeys(("flex", "compiled"), no_flex)
-    elif layout == "padded" or adapter.kind not in ("lora", "rslora") or adapter.dropout:
-        no_flex = "FlexAttention is for plain LoRA and rows that are not padded"
-        against = dict.fromkeys(("flex", "compiled"), no_flex)
-    elif facts.packed or given.config.train.fsdp:
-        against = {"compiled": "a compiled layer would keep dense weights for its backward pass"}
-    if not flex.compiles_layers():
-        against.setdefault("compiled", "torch before 2.13 loses gradients of a compiled layer")
-    if asked != "auto":
-        if reason := against.get(asked):
-            fix, what = "leave it at auto.", f"train.kernels={asked}, but {reason}."
-            raise ConfigError("CONFIG_CONFLICT", what, where="train.kernels", fix=fix)
-        return Choice(asked, CONFIGURED)
-    if "fused" in against:
-        return Choice("transformers", unsupported)
-    if "flex" not in against and steps >= COMPILED_FROM:
-        return Choice("flex", f"on a GPU, {steps} steps win back the time that compiling FlexAttention takes")
-    equal = "tunewright's fused kernels support this model's layers and gave equal results in the probe"
-    short = f"; {steps} steps would not win back the time that compiling FlexAttention takes"
-    return Choice("fused", equal + ("" if "flex" in against else short))
-
-
 def _fsdp(config: Config, facts: Facts) -> bool:
     whole = "all of the base is trained" if config.adapter.kind == "none" else "the base stays in its files"
     if config.train.fsdp and (config.adapter.kind == "none" or facts.packed == "stored"):
@@ -320,10 +304,11 @@ def _kept(facts: Facts, dtype: Dtype, kind: str, optimizer: str = "adamw") -> fl
 
 def _recompute(given: PlanInputs, dtype: Dtype, kernels: Kernels, batch: int) -> Choice[Recompute]:
     """The least recomputing that fits: recomputing whole layers costs a third of the step."""
-    sizes, machine = given.sizes, given.machine
-    if given.config.train.gradient_checkpointing != "auto":
-        return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
-    wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
+    sizes, machine, config = given.sizes, given.machine, given.config
+    if config.train.gradient_checkpointing != "auto":
+        return Choice(config.train.gradient_checkpointing, CONFIGURED)
+    least = least_pass(sizes, config.train.method, config.adapter.dropout)
+    wanted = max(least, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     memory = f"{TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB"
     options: tuple[Recompute, ...] = ("none", "layers") if given.facts.encoder else ("none", "attention", "layers")
     for option in options:
@@ -340,16 +325,17 @@ def _most(machine: Machine, layout: Layout) -> int:
 
 def _tokens_per_pass(given: PlanInputs, batch: int, fits: int, layout: Layout) -> Choice[int]:
     """``fits``: the tokens for which there is memory."""
-    sizes, machine = given.sizes, given.machine
-    if given.config.train.tokens_per_pass != "auto":
-        return Choice(given.config.train.tokens_per_pass, CONFIGURED)
-    most = _most(machine, layout)
-    if given.config.train.method in EMBEDDING and layout != "padded":  # one pass computes the vectors of a step once
+    sizes, machine, config = given.sizes, given.machine, given.config
+    if config.train.tokens_per_pass != "auto":
+        return Choice(config.train.tokens_per_pass, CONFIGURED)
+    most, least = _most(machine, layout), least_pass(sizes, config.train.method, config.adapter.dropout)
+    if config.train.method in EMBEDDING and layout != "padded":  # one pass computes the vectors of a step once
         most = max(most, 2 * batch * sizes.tokens // sizes.rows)
+    what = "sequence" if least == sizes.longest else "pair, which adapter.dropout keeps together,"
     return Choice(
-        max(sizes.longest, 256, min(most, fits)),
+        max(least, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB; "
-        f"more than {most} in one pass bring no gain; the longest sequence has {sizes.longest}",
+        f"more than {most} in one pass bring no gain; the longest {what} has {least}",
     )
 
 
@@ -373,12 +359,13 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float, devic
     kept = _kept(facts, plan.dtype, plan.adapter.kind, plan.optimizer)
     if plan.teacher is not None:
         kept += 1e9 * plan.teacher.gigabytes
-    need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
+    least = least_pass(sizes, plan.method, plan.adapter.dropout)
+    need = needed(min(max(plan.tokens_per_pass, least), sizes.tokens), plan.gradient_checkpointing)
     if plan.teacher is not None:  # which reads the rows before training
         need = max(need, kept + each_of(plan.dtype) * plan.teacher.parameters)
     if need * CERTAIN <= free:
         return
-    smallest = max(sizes.longest, 256)
+    smallest = max(least, 256)
     less = needed(smallest, "layers")
     stored = less - kept + _kept(replace(facts, packed="stored"), plan.dtype, plan.adapter.kind)
     may_be_stored = device == "cpu" and plan.adapter.kind != "none" and not facts.packed

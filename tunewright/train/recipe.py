@@ -54,14 +54,15 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class RowStats:
-    """Counts over the rendered training rows; ``longest`` is the longest sequence, in tokens; ``desirable``: the rows
-    that are not rated undesirable."""
+    """Counts over the rendered training rows; ``longest`` is the longest sequence, in tokens, and ``longest_row`` the
+    longest row, its sequences padded to one length; ``desirable``: the rows that are not rated undesirable."""
 
     rows: int
     tokens: int
     supervised: int
     longest: int
     desirable: int = 0
+    longest_row: int = 0
 
     @staticmethod
     def of(rows: Sequence[TrainRow]) -> RowStats:
@@ -71,6 +72,7 @@ class RowStats:
             supervised=sum(r.supervised for r in rows),
             longest=max(len(s.ids) for s in flat(rows)),
             desirable=sum(map(kto.is_desirable, rows)),
+            longest_row=max(len(r.sequences) * max(len(s.ids) for s in r.sequences) for r in rows),
         )
 
     def with_samples(self, count: int, answer: int) -> RowStats:

@@ -104,6 +104,21 @@ def content(data: Dataset) -> list[Any]:
     return [rows, data.task.to_json(), data.format, data.audit.labels, data.audit.ceiling]
 
 
+def test_rows_that_all_ask_the_same_are_identified_by_the_rest_of_the_prompt(tmp_path: Path) -> None:
+    def asked(about: str, i: int) -> str:
+        return chat(("system", about), ("user", "Answer."), ("assistant", f"It has {i * 7919} things."))
+
+    lines = [asked(json.loads(good)["text"], i) for i, good in enumerate(GOOD)]
+    data = load(tmp_path / "a.jsonl", [*lines, asked(json.loads(GOOD[0])["text"], 99)])
+    assert data.cluster == (*range(len(lines)), 0), "rows with one whole prompt depend on each other"
+    assert {*data.sides} == {"train", "dev", "test"}
+    with pytest.raises(DataError, match="DATA_TOO_FEW"):
+        load(tmp_path / "b.jsonl", [asked("Be brief.", i) for i in range(48)])
+    other = chat(("system", json.loads(GOOD[0])["text"]), ("user", "And why?"), ("assistant", "It is so."))
+    data = load(tmp_path / "c.jsonl", [*TALK, other, other.replace(json.loads(GOOD[0])["text"], "Be brief.")])
+    assert data.cluster[-1] == data.cluster[-2], "the system message is usually shared"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_setting_does_what_one_would_do_by_hand(name: str, tmp_path: Path) -> None:
     wrong, right, setting, expected = CASES[name]

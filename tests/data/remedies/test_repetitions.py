@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.data import audit, near_duplicates, split
+from tunewright.data import audit, formats, near_duplicates, split
+from tunewright.data.formats import RowSettings
 from tunewright.data.messages import Chat, Message, ToolCall
 from tunewright.data.remedies import repetitions
+from tunewright.data.sources import Row
 from tunewright.data.task import JSON, TOOL_CALLS, detect_task
 from tunewright.data.task.kind import canonical_text
 from tunewright.data.text import normalised
@@ -78,6 +80,16 @@ def test_answers_that_only_look_alike_when_folded_contradict_each_other(one: str
 def test_questions_with_other_powers_do_not_contradict_each_other() -> None:
     texts = [*((f"question {i * 7919}", NAMES[i % 5]) for i in range(20)), ("what is 3²", "9"), ("what is 32", "32")]
     assert repeated(rows(texts)) == []
+
+
+def test_capitals_of_tagged_words_are_no_accident() -> None:
+    """The word us is a pronoun and US a country: neither a contradiction nor, with equal tags, a duplicate."""
+    given = [(["US", "law"], ["B-LOC", "O"]), (["us", "law"], ["O", "O"]), (["us", "Law"], ["O", "O"])]
+    raw = [Row({"tokens": words, "tags": tags}, f"a:{i}") for i, (words, tags) in enumerate(given)]
+    tagged = formats.parse(raw, RowSettings(tags=True)).examples
+    for remedy in (repetitions.drop_contradictions, repetitions.drop_duplicates):
+        assert remedy(tagged, canonical_text) == (tagged, [])
+    assert repetitions.drop_contradictions([*tagged, *rows([("q", "x"), ("Q", "y")])], canonical_text)[1]
 
 
 NAMES = ["Anna", "Bert", "Cleo", "Dora", "Emil"]

@@ -15,7 +15,7 @@ from tunewright.core.records.data import (
     LabelSuspect,
     SplitRow,
 )
-from tunewright.core.records.events import Event, Judged, count_test_reads, judged
+from tunewright.core.records.events import AGREED, Event, Judged, count_test_reads, judged
 from tunewright.core.records.evidence import (
     CLEANING,
     COST,
@@ -137,6 +137,7 @@ from tunewright.core.records.verdict import (
 from tunewright.core.records.voice import ArmVoice, AucValue, ReferenceContrast, TopicContrast, TraitValue, Voice
 
 __all__ = [
+    "AGREED",
     "ANY_TRAINING",
     "CLEANING",
     "CONSUMER_CHECKS",

@@ -27,6 +27,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        """``[+0.029, +0.181]``: both ends in the format of a number."""
+        return f"[{self.low:{spec}}, {self.high:{spec}}]"
+
 
 class Value(BaseModel):
     """A frozen part of a record. Unknown keys, wrong types and numbers that are not finite are rejected.

@@ -41,6 +41,9 @@ def judged(events: Iterable[Event]) -> list[Judged]:
     return [j for j in every if not j.branch]
 
 
+AGREED = "agreed"  # somebody agreed that the run takes hours
+
+
 def count_test_reads(events: Iterable[Event]) -> int:
     """How often the run has read its test rows."""
     return sum(e.event == "test_read" for e in events)

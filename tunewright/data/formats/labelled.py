@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tunewright.core.errors import data_error
 from tunewright.core.words import first_repeated
@@ -152,7 +153,7 @@ def _of_words(field: str) -> Build:
             message = f"{spaced!r} contains white space, which separates words and tags."
             raise data_error("DATA_LABEL", message, where=row.where, fix="split or join it.")
         messages = [Message("user", " ".join(texts)), Message("assistant", " ".join(tags))]
-        return conversation.chat(messages, how, row.where)
+        return replace(conversation.chat(messages, how, row.where), tagged=True)
 
     return build
 

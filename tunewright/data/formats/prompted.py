@@ -15,7 +15,7 @@ from tunewright.data.formats.labelled import label
 from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
 from tunewright.data.messages import Chat, Json, Message
 from tunewright.data.sources import Row
-from tunewright.data.text import normalised
+from tunewright.data.text import as_answer
 
 ABOUT = ("context", "article", "passage")  # a text that a question is about
 
@@ -132,7 +132,7 @@ def _chosen(given: Json, name: str, choices: Sequence[str], where: str) -> str:
     if place is None:
         words = text(words, name, where).strip()
         if same := [c for c in choices if words == c.strip()] or [
-            c for c in choices if normalised(words) == normalised(c)
+            c for c in choices if as_answer(words) == as_answer(c)
         ]:
             return same[0]
         letter = LETTER.fullmatch(words)

@@ -11,7 +11,7 @@ from tunewright.core.records.common import Side
 from tunewright.data.messages import Chat, Example, is_reference
 from tunewright.data.remedies.change import Change
 from tunewright.data.task import detect_task
-from tunewright.data.text import normalised
+from tunewright.data.text import as_answer
 from tunewright.data.tool_calls import split_thoughts
 
 Sides = Mapping[Side, tuple[Example, ...]]
@@ -23,8 +23,8 @@ _ENDS = " \t.,:;!?\"'`()[]"
 def key(label: str) -> str:
     """Equal for labels that differ only in case, space and punctuation around or between words. Signs that change the
     meaning are kept: C++ is not C, and -1 is not 1."""
-    text = normalised(label).replace("_", " ").strip(_ENDS)
-    return _SEPARATORS.sub("", text) or normalised(label)
+    text = as_answer(label).replace("_", " ").strip(_ENDS)
+    return _SEPARATORS.sub("", text) or as_answer(label)
 
 
 def spellings(labels: Iterable[str]) -> dict[str, str]:

@@ -133,7 +133,7 @@ def _references(parsed: Parsed) -> tuple[Parsed, list[Change]]:
 def prepare(config: Config) -> Prepared:
     """Reads all files of a config. Raises DataError with all their problems; never ConfigError."""
     files = _read(config)
-    sides, clusters, changes = _remedied(config, {side: f.parsed.examples for side, f in files.items()})
+    sides, clusters, changes = _remedied(config, _identified({side: f.parsed.examples for side, f in files.items()}))
     unused: Counter[str] = Counter()
     digest = hashlib.sha256()
     for side, f in files.items():
@@ -174,6 +174,17 @@ def _read(config: Config) -> dict[Side, FileRows]:
     if problems:
         raise DataError(problems)
     return files
+
+
+def _identified(sides: Sides) -> Sides:
+    """The rows, identified by their whole prompts if all of them ask the same, such as "Answer.", about what their
+    system messages or tools contain. What all rows have in common does not make two of them dependent; as one group,
+    they would be on one side, and count as one row in all statistics. Rows with one whole prompt are such a group."""
+    every = [e for examples in sides.values() for e in examples]
+    if len({normalised(e.question) for e in every}) > 1 or len({normalised(e.whole_prompt) for e in every}) < 2:
+        return sides
+    chats = {side: [e for e in examples if isinstance(e, Chat)] for side, examples in sides.items()}
+    return {side: tuple(replace(e, same_question=True) for e in own) for side, own in chats.items()}
 
 
 def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Change]]:

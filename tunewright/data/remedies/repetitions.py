@@ -25,18 +25,20 @@ def key(example: Example, canonical: Canonical) -> Hashable:
     chat = example if isinstance(example, Chat) else None
     others = chat and (exact(chat.rejected.text) if chat.rejected else "", chat.desirable)
     thoughts = [exact(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
-    return (_asked(example), canonical(example), others, *thoughts, *(m.trained for m in turns))
+    return (asked(example), canonical(example), others, *thoughts, *(m.trained for m in turns))
 
 
-def _asked(example: Example) -> str:
-    """Prompts that differ only in letter case are one, because they are so more often by accident than answers are."""
-    return exact(example.whole_prompt).casefold()
+def asked(example: Example) -> str:
+    """Prompts that differ only in letter case are one, because they are so more often by accident than answers are. Not
+    so where words are tagged: capitals are what names are known by."""
+    prompt = exact(example.whole_prompt)
+    return prompt if isinstance(example, Chat) and example.tagged else prompt.casefold()
 
 
 def question(example: Example, canonical: Canonical) -> str:
     """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order; of
     rated rows, the answer; of a query and a document everything, for another document may answer it too."""
-    prompt = _asked(example)
+    prompt = asked(example)
     if isinstance(example, Chat) and example.negatives is not None:
         return "\x00".join([prompt, canonical(example)])
     if isinstance(example, Chat) and example.desirable is not None:

@@ -25,7 +25,7 @@ import numpy as np
 from tunewright.data.messages import Json
 from tunewright.data.structure.matching import Ints, Pairs, best_pairs
 from tunewright.data.structure.values import Container, Scalar
-from tunewright.data.text import normalised
+from tunewright.data.text import as_answer
 
 MAX_PAIRS = 250_000  # of items of two lists: 500 x 500. Beyond, items are matched by position, and the score is lower
 
@@ -210,7 +210,7 @@ def _has_list(value: Json) -> bool:
 def scalar_text(value: Scalar) -> str:
     """Equal for scalars that count as equal."""
     if isinstance(value, str):
-        return normalised(value)
+        return as_answer(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else json.dumps(value)
 
 

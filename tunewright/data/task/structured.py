@@ -24,7 +24,7 @@ from tunewright.data.structure.xml_notation import XML as XML_NOTATION
 from tunewright.data.structure.yaml_notation import YAML as YAML_NOTATION
 from tunewright.data.task.free_text import text_metric
 from tunewright.data.task.kind import WRITTEN, Task, TaskKind
-from tunewright.data.text import exact, normalised
+from tunewright.data.text import as_answer, exact
 
 FRACTION = 0.95  # a few malformed or refused answers do not change the task
 PARSED = 500  # answers that are parsed to detect YAML or XML: reading a YAML text takes milliseconds
@@ -64,7 +64,7 @@ def _read(notation: Notation, task: Task, example: Example, answer: str) -> Read
     target, compared = target_value(notation, example.target), _compare(notation, task, example, answer)
     given = _strict(notation, answer, example.target)
     if target is None or given is None:
-        strict = normalised(example.target) == normalised(answer)
+        strict = as_answer(example.target) == as_answer(answer)
     else:
         strict = compare(target, given, task.rules).equal
     return Readings(

@@ -22,7 +22,7 @@ from tunewright.data.structure import schema
 from tunewright.data.structure.comparison import EMPTY, Comparison, Field, compare
 from tunewright.data.structure.schema import Schema
 from tunewright.data.task.kind import WRITTEN, Task, TaskKind
-from tunewright.data.text import exact, normalised
+from tunewright.data.text import as_answer, exact
 from tunewright.data.tool_calls import NOTATIONS, parse
 
 FRACTION = 0.2  # of the answers are calls; with fewer, calls are exceptions in a task of another kind
@@ -64,7 +64,7 @@ def _named(field: Field) -> Field:
 def _read(task: Task, example: Example, answer: str) -> Readings:
     content, calls = parse(answer, _tools(example))
     compared = _compared(task, example, calls)
-    same_words = normalised(content) == normalised(example.messages[-1].content)
+    same_words = as_answer(content) == as_answer(example.messages[-1].content)
     return Readings(
         exact_match=float(compared.equal),
         strict_match=float(compared.equal and same_words),

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tunewright.core.records import ArmVoice, AucValue, ReferenceContrast, TraitValue, Voice
-from tunewright.core.records.common import Interval
 from tunewright.data.scores import Score, Written
 from tunewright.data.text import without_thoughts
 from tunewright.judge.voice import reference
@@ -75,13 +74,9 @@ def line(voice: Voice, comparator: str) -> str | None:
     parts = []
     if tuned.reference_bits is not None:
         extra = other and other.extra_bits
-        more = f" ({comparator}: {extra.difference:+.3f} {interval(extra.interval, '+')})" if extra else ""
+        more = f" ({comparator}: {extra.difference:+.3f} {extra.interval:+.3f})" if extra else ""
         parts.append(f"the reference answers cost {tuned.reference_bits:.3f} bits per byte{more}")
     if tuned.auc is not None:
-        area = f"AUC {tuned.auc.value:.2f} {interval(tuned.auc.interval)}"
+        area = f"AUC {tuned.auc.value:.2f} {tuned.auc.interval:.3f}"
         parts.append(f"a classifier tells the tuned answers from them with {area}")
     return f"voice: {'; '.join(parts)}" if parts else None
-
-
-def interval(ends: Interval, sign: str = "") -> str:
-    return f"[{ends.low:{sign}.3f}, {ends.high:{sign}.3f}]"

@@ -7,7 +7,7 @@ Axes: R rows, S texts, C candidates (the documents among the texts), D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,15 @@ class Contrast:
     def renumbered(self, place_S: Ints) -> Contrast:
         """The same with each text at another place."""
         return Contrast(place_S[self.anchor_R], place_S[self.candidate_C], self.positive_R, self.allowed_RC)
+
+    def without(self, count: int) -> Contrast:
+        """The same without the first ``count`` rows, whose documents remain candidates."""
+        return replace(
+            self,
+            anchor_R=self.anchor_R[count:],
+            positive_R=self.positive_R[count:],
+            allowed_RC=self.allowed_RC[count:],
+        )
 
 
 def texts_of(rows: Sequence[TrainRow]) -> tuple[list[TokenSequence], Contrast]:

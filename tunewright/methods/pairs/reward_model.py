@@ -14,10 +14,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config import Plan
 from tunewright.data.messages import Chat, Example
 from tunewright.methods import preference
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss, as_prepared, as_written
 from tunewright.methods.pairs import two_phase
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
@@ -26,10 +26,7 @@ from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, head_sequence
 from tunewright.tokens.template import Template
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
+options, precompute = as_written, as_prepared
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -43,11 +40,6 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 def conversation(template: Template, chat: Chat, row: int = 0) -> TokenSequence:
     """A conversation whose last message is scored."""
     return head_sequence(for_training(template, chat, row)[-1].ids, template.eos, row)
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
 
 
 def microbatches(
@@ -79,9 +71,12 @@ def scores(model: LanguageModel, microbatch: Microbatch, plan: Plan | None = Non
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-    score_S = scores(model, microbatch, plan)
-    part = two_phase.linear(model, microbatch, score_S)
-    return _loss_of(model, score_S, microbatch.signal, plan) if part is None else part
+    return two_phase.loss(
+        model,
+        microbatch,
+        lambda: scores(model, microbatch, plan),
+        lambda score_S: _loss_of(model, score_S, microbatch.signal, plan),
+    )
 
 
 def _loss_of(model: LanguageModel, score_S: Tensor, signal: Signal, plan: Plan) -> Loss:

@@ -28,10 +28,16 @@ SAMPLED = (
 
 
 def described(
-    settings: DistillConfig, student: Facts, template: Template, sequences: Sequence[TokenSequence], size: int
+    settings: DistillConfig,
+    student: Facts,
+    template: Template,
+    sequences: Sequence[TokenSequence],
+    size: int,
+    written: int = 0,
 ) -> Teacher:
     """The teacher that a config names, for rows that ``student`` learns from; nothing but its files' facts is loaded.
-    ``size``: bytes of a number. Raises TEACHER_MISMATCH, and what `read_facts` raises."""
+    ``size``: bytes of a number; ``written``: tokens of the longest prompt and an answer, if it is to write answers.
+    Raises TEACHER_MISMATCH, and what `read_facts` raises."""
     facts = read_facts(_model_of(settings.teacher))
     own, other = template.tokenizer.get_vocab(), load_template(Path(facts.path)).tokenizer.get_vocab()
     if own != other:
@@ -42,6 +48,12 @@ def described(
     if longest > facts.context:
         fix = f"set train.max_length={facts.context} data.too_long=drop, or use another teacher."
         raise _mismatch(f"its context is {facts.context} tokens, and the longest row has {longest}", fix)
+    if written > facts.context:
+        fix = (
+            f"lower prove.max_new_tokens by {written - facts.context}, or set prove.evidence=plain, with which it is "
+            "not asked for answers."
+        )
+        raise _mismatch(f"its context is {facts.context} tokens, and prompt and answer may have {written}", fix)
     vocabulary, supervised = min(student.vocabulary, facts.vocabulary), sum(s.supervised for s in sequences)
     return Teacher(
         name=settings.teacher,

@@ -92,6 +92,19 @@ class Forecast:
         written = self.written([x for x in lengths if x], rows, adapter)
         return written + references + rows * sum(map(self._other, arms))
 
+    def asked(self, arms: Sequence[Arm], rows: int) -> float:
+        """Of the answers of arms, those with the same weights together."""
+        alike = ([a for a in arms if a.uses_adapter is own and not a.teacher] for own in (False, True))
+        return sum(self.judged(group, rows) for group in alike) + self.larger * self.judged(
+            [a for a in arms if a.teacher], rows
+        )
+
+    @property
+    def larger(self) -> float:
+        """Times as long as the student the teacher takes for a token, about; 0 without a teacher."""
+        teacher = self.work.plan.teacher
+        return teacher.parameters / self.work.inputs.facts.parameters if teacher is not None else 0.0
+
     def _read_texts(self, count: int) -> float:
         """Of the vectors of so many queries and documents."""
         texts = sum(len(r.sequences) for r in self.work.inputs.rows["train"])
@@ -120,15 +133,13 @@ class Forecast:
         if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
             losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
         if plan.embed and plan.tokens * plan.batch_size > plan.rows * plan.tokens_per_pass:  # read twice, in passes
-            losses += losses + fraction * plan.tokens * plan.epochs * self.pilot.read
+            losses += fraction * plan.tokens * plan.epochs * self.pilot.read
         if plan.method in (*PREFERENCE, *RATED):
             losses += fraction * plan.tokens * self.pilot.read  # before the first step
         pairs = [r.tokens for r in self.work.inputs.rows["train"] if len(r.sequences) > 1]
         divided = sum(n for n in pairs if n > plan.tokens_per_pass)  # read once more, in `methods.pairs.two_phase`
         losses += fraction * divided * plan.epochs * self.pilot.read
-        if plan.teacher is not None:
-            larger = plan.teacher.parameters / self.work.inputs.facts.parameters
-            losses += fraction * plan.tokens * self.pilot.read * larger
+        losses += fraction * plan.tokens * self.pilot.read * self.larger
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def _sampled(self) -> float:
@@ -182,13 +193,13 @@ class Forecast:
         families, dev, test = list(work.inputs.arms.values()), len(work.inputs.dev), len(work.inputs.test)
         untrained = [arm for family in families for arm in family if arm.can_be_comparator]
         chosen = [family[0] for family in families]
-        seconds = sum(self.judged([a for a in chosen if a.uses_adapter is own], test) for own in (False, True))
+        seconds = self.asked(chosen, test)
         seconds += self.judged(untrained, dev) if len(untrained) > 1 else 0.0
         seconds += 2 * self._searched()  # by the base and by the tuned model
         if config.evidence == "plain":
             return seconds
         ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
-        seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
+        seconds += (ways - 1) * self.asked(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
         seconds += self.trained() if any(arm.branch for arm in chosen) else 0.0
         again = repeated(test)
         seconds += self.by_tuned(again) + max((self.judged([a], again) for a in untrained), default=0.0)
@@ -204,6 +215,10 @@ class Forecast:
         adapter = work.plan.adapter.kind != "none" and tunes
         if work.plan.method in (*PREFERENCE, *RATED) and work.config.prove.evidence != "plain":
             seconds["pairs"] = self.trained() + self.by_tuned(test)  # on one answer of each pair; the other is read
+        if work.plan.teacher is not None:  # before and after training, and after fine-tuning
+            models = 2 + ("sft" in work.inputs.arms)
+            tokens = sum(r.tokens for r in work.inputs.test_rows)
+            seconds["distillation"] = (self.larger + models) * tokens * self.pilot.read
         if work.plan.method in REWARDED and (work.config.prove.evidence != "plain" or config.raft):
             seconds["rewards"] = self.rewards()
         if config.crossfit and adapter:

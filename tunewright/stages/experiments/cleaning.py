@@ -79,10 +79,9 @@ def _minority(data: Dataset, rows: list[int]) -> list[int]:
 def lines(record: Cleaning | NotCleaned) -> Sequence[str]:
     if isinstance(record, NotCleaned):
         return [f"cleaning: {record.reason}"] if record.reason else []
-    low, high = record.interval
     return [
         f"cleaning: {record.verdict}: without {counted(record.dropped, 'flagged row')} {record.cleaned:.3f} vs. "
-        f"{record.as_is:.3f} with all rows, difference {record.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        f"{record.as_is:.3f} with all rows, difference {record.difference:+.3f} {record.interval:+.3f}"
     ]
 
 

@@ -82,10 +82,9 @@ def lines(record: Distillation | NotMeasured) -> Sequence[str]:
     ]
     for name, c in (("the teacher", record.teacher_score), ("fine-tuning on the same rows", record.sft_score)):
         if c is not None:
-            low, high = c.interval
             printed.append(
                 f"  compared with {name}: {c.verdict}, {c.run:.3f} and {c.other:.3f}, difference {c.difference:+.3f} "
-                f"[{low:+.3f}, {high:+.3f}]"
+                f"{c.interval:+.3f}"
             )
     return printed
 

@@ -106,7 +106,7 @@ def lines(record: LearningCurve | NotMeasured) -> Sequence[str]:
     (half, whole), d = record.points[-2:], record.doubling
     return [
         f"learning curve: {half.rows} -> {whole.rows} rows gained {d.gain:+.3f} "
-        f"[{d.interval.low:+.3f}, {d.interval.high:+.3f}]: more data of this kind {d.outcome}"
+        f"{d.interval:+.3f}: more data of this kind {d.outcome}"
     ]
 
 

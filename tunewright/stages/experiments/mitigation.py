@@ -115,7 +115,7 @@ def replay(work: Work) -> list[TrainRow]:
         with work.console.bar("replay answers", len(prompts), unit="rows") as tick:
             answers = generate.complete(model.model, prompts, model.decoding, tick)
         rows = [prompt_then_answer(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
-        return distill.with_teacher(model.model, rows, rows, work.plan.layout)
+        return distill.with_probabilities(model.model, rows, rows, work.plan.layout)
 
 
 def skip_reason(work: Work) -> str | None:

@@ -89,7 +89,7 @@ def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
         teacher_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
         student_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
         with work.console.bar(f"teacher's {side} probabilities", len(long), unit="rows") as tick:
-            return distill.with_teacher(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
+            return distill.with_probabilities(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
 
 
 def without_system(prompt: Prompt) -> Prompt:
@@ -103,10 +103,10 @@ def skip_reason(work: Work) -> str | None:
 
 
 def lines(record: PromptDistillation) -> Sequence[str]:
-    tokens, (low, high) = record.prompt_tokens, record.interval
+    tokens = record.prompt_tokens
     return [
         f"prompt distillation: {record.verdict}: student {record.student:.3f} vs. base with prompt "
-        f"{record.teacher:.3f}, difference {record.difference:+.3f} [{low:+.3f}, {high:+.3f}]; "
+        f"{record.teacher:.3f}, difference {record.difference:+.3f} {record.interval:+.3f}; "
         f"{tokens.student:.0f} prompt tokens instead of {tokens.teacher:.0f}"
     ]
 

@@ -176,7 +176,8 @@ def lines(record: Rewards | NotMeasured) -> Sequence[str]:
     if record.highest:
         name = "pass@{}" if record.binary else "best of {}"
         parts = [
-            f"{name.format(h.k)} {h.reward.other:.3f} -> {h.reward.run:.3f}{_ends(h.reward)}" for h in record.highest
+            f"{name.format(h.k)} {h.reward.other:.3f} -> {h.reward.run:.3f} {h.reward.interval:+.3f}"
+            for h in record.highest
         ]
         sharper = "; sharper, not more able" if record.sharper else ""
         printed.append(f"samples at temperature 1, before and after training: {', '.join(parts)}{sharper}")
@@ -185,14 +186,9 @@ def lines(record: Rewards | NotMeasured) -> Sequence[str]:
         check = f"; by reward.check {raft.check.run:.3f} and {raft.check.other:.3f}" if raft.check else ""
         printed.append(
             f"  compared with RAFT at as many sampled tokens ({raft.tokens:,} of {raft.run_tokens:,}): {raft.verdict}, "
-            f"{m.run:.3f} and {m.other:.3f}, difference {m.difference:+.3f}{_ends(m)}{check}"
+            f"{m.run:.3f} and {m.other:.3f}, difference {m.difference:+.3f} {m.interval:+.3f}{check}"
         )
     return printed
-
-
-def _ends(measured: PairMeasure) -> str:
-    low, high = measured.interval
-    return f" [{low:+.3f}, {high:+.3f}]"
 
 
 STAGE = Stage(name="rewards", run=lambda inputs: rewards(inputs.work()), skip_reason=skip_reason, lines=lines)

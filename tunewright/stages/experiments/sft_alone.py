@@ -87,16 +87,14 @@ def bad(examples: Iterable[Example]) -> list[str]:
 def line(alone: SftOnChosen, name: str) -> list[str]:
     """For the console. ``name``: what the good answers are called."""
     m = alone.metric
-    low, high = m.interval
     printed = [
         f"  compared with fine-tuning on the {name} answers: {alone.verdict}, {m.run:.3f} and {m.other:.3f}, "
-        f"difference {m.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        f"difference {m.difference:+.3f} {m.interval:+.3f}"
     ]
     if style := alone.style:
-        low, high = style.interval
         article = "an" if name[0] in "aeiou" else "a"
         printed.append(
             f"  probability of being {article} {name} answer, by a classifier: {style.run:.2f} and {style.other:.2f}, "
-            f"difference {style.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+            f"difference {style.difference:+.2f} {style.interval:+.2f}"
         )
     return printed

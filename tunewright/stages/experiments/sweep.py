@@ -281,14 +281,13 @@ def lines(record: RecipeSweep) -> Sequence[str]:
     cost = f"{record.steps} steps instead of {record.full_steps}"
     if record.challenger is None or record.interval is None:
         return [f"sweep: no other recipe could be trained; the default is kept ({cost})"]
-    low, high = record.interval
     best = record.recipes[record.challenger].words
     word = f"chosen: {best}" if record.chosen else f"keeping the default; the best alternative was {best}"
     if lost := [r.error for r in (record.recipes[0], record.recipes[record.challenger]) if r.error]:
         word += f" (not comparable with every seed: {lost[0]})"
     return [
         f"sweep of {record.tried} recipes: {word}; dev loss minus the default's: "
-        f"{record.difference:+.4f} [{low:+.4f}, {high:+.4f}] nats per token ({cost})"
+        f"{record.difference:+.4f} {record.interval:+.4f} nats per token ({cost})"
     ]
 
 
