@@ -63,7 +63,7 @@ PARTS = {
         "model/decoding/sample.py",
         "train/rollouts.py",
         "train/preflight.py",
-        "runtime/rollouts.py",
+        "runtime/grading/rollouts.py",
         "core/records/rollouts.py",
         "judge/arms/best_of.py",
         "data/graders",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.graders import graders, texts
+from tunewright.data.graders.grade import Output
 from tunewright.data.graders.graders import Graded
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -26,7 +27,7 @@ def grader(**spec: Any) -> Any:
 
 
 def reward(text: str, item: dict[str, Any] | None = None, **spec: Any) -> float | None:
-    return graders.grade(grader(**spec), item or {}, text).reward
+    return graders.grade(grader(**spec), item or {}, Output(text)).reward
 
 
 def python(body: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def python(body: str) -> dict[str, Any]:
 
 
 def failed(text: str = "x", **spec: Any) -> str:
-    graded = graders.grade(grader(**spec), {}, text)
+    graded = graders.grade(grader(**spec), {}, Output(text))
     assert graded.reward is None
     return graded.problem
 
@@ -232,14 +233,14 @@ def test_python_graders_are_given_sample_and_item() -> None:
 def test_one_process_answers_all_and_another_one_after_it_was_ended() -> None:
     spec = python("import os, time\n    time.sleep(item['seconds'])\n    return os.getpid() % 1000 / 1000")
     same = grader(**spec)
-    quick = [graders.grade(same, {"seconds": 0}, "x").reward for _ in range(3)]
+    quick = [graders.grade(same, {"seconds": 0}, Output("x")).reward for _ in range(3)]
     assert len({*quick}) == 1
     started = time.monotonic()
-    late = graders.grade(type(same)(same.source, 0.3), {"seconds": 60}, "x")
+    late = graders.grade(type(same)(same.source, 0.3), {"seconds": 60}, Output("x"))
     assert late.reward is None
     assert "no reply within 0.3 s" in late.problem
     assert time.monotonic() - started < 10
-    assert graders.grade(same, {"seconds": 0}, "x").reward != quick[0], "a new process"
+    assert graders.grade(same, {"seconds": 0}, Output("x")).reward != quick[0], "a new process"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def spec(url: str, **more: Any) -> dict[str, Any]:
 def graded(url: str, texts: list[str], store: Path | None = None, **more: Any) -> list[Graded]:
     grader = graders.of(spec(url, **more), "reward.grader")
     grader = graders.stored_in(grader, store) if store else grader
-    return graders.grade_all(grader, [(ITEM, text) for text in texts])
+    return graders.grade_all(grader, [(ITEM, Output(text)) for text in texts])
 
 
 def answer_of(question: str) -> str:
@@ -189,7 +189,7 @@ def test_a_part_that_an_answer_lacks_earns_0_unasked() -> None:
         grader = graders.of(spec(url, input=given), "reward.grader")
         assert grader.fields == {"kind"}
         texts = ['{"name": "x"}', "{}", "no JSON"]
-        rewards = [g.reward for g in graders.grade_all(grader, [({"kind": "y"}, t) for t in texts])]
+        rewards = [g.reward for g in graders.grade_all(grader, [({"kind": "y"}, Output(t)) for t in texts])]
     assert rewards == [1.0, 0.0, 0.0]
     assert len(seen) == 1
 
@@ -200,7 +200,7 @@ def test_one_of_several_graders() -> None:
         parts = {"judge": spec(url, range=[0, 10]), "like": like}
         both = {"type": "multi", "graders": parts, "calculate_output": "0.5 * judge + 0.5 * like"}
         grader = graders.of(both, "reward.grader")
-        rewards = [g.reward for g in graders.grade_all(grader, [(ITEM, "a"), (ITEM, "b")])]
+        rewards = [g.reward for g in graders.grade_all(grader, [(ITEM, Output("a")), (ITEM, Output("b"))])]
     assert rewards == [pytest.approx(0.7), pytest.approx(0.2)]
     assert len(seen) == 2
     assert grader.fields == {"question"}

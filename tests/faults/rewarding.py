@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +20,11 @@ from faults import Fault, Patch, refused
 from tunewright.core import records
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.records import ROLLOUT
-from tunewright.data.graders import graders
+from tunewright.data.graders import graders, reward_model
+from tunewright.data.graders.grade import Output
+from tunewright.data.graders.reward_model import RewardModel
 from tunewright.data.graders.score_model import ScoreModel
-from tunewright.data.messages import Chat, Message
+from tunewright.data.messages import Chat, Message, question
 from tunewright.data.metrics import METRICS
 from tunewright.data.task import REWARDS, Task
 from tunewright.judge import pass_at_k
@@ -32,6 +35,8 @@ from tunewright.model.decoding import sample
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.decoding.sample import Draw
 from tunewright.model.language_model import LanguageModel
+from tunewright.runtime.grading import reward_models
+from tunewright.runtime.grading.reward_models import Loaded
 from tunewright.stages.experiments import rewards
 from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template
@@ -382,7 +387,8 @@ def a_grade_is_of_the_grader_that_is_set() -> None:
     def graded(model_name: str, file: Path, url: str) -> Any:
         asked = [{"role": "user", "content": "{{ sample.output_text }}"}]
         spec = {"type": "score_model", "model": model_name, "url": url, "input": asked}
-        return graders.grade_all(graders.stored_in(graders.of(spec, "reward.grader"), file), [({}, "x")])[0].reward
+        grader = graders.stored_in(graders.of(spec, "reward.grader"), file)
+        return graders.grade_all(grader, [({}, Output("x"))])[0].reward
 
     lot = iter(["0.2", "0.7"])
     with tempfile.TemporaryDirectory() as folder, endpoint(lambda asked: next(lot)) as (url, _):
@@ -392,6 +398,52 @@ def a_grade_is_of_the_grader_that_is_set() -> None:
 
 def whoever_graded(patch: Patch) -> None:
     patch.setattr(ScoreModel, "key", lambda self, prompt: prompt.messages[-1].content)
+
+
+def answers() -> list[Output]:
+    return [Output(text, question(asked)) for asked in ("red?", "blue?") for text in ("yes", "no", "yes")]
+
+
+def a_reward_model_reads_the_prompt() -> None:
+    def scores(grader: RewardModel, chats: Sequence[Chat]) -> list[float | str]:
+        return [float(len(chat.messages)) + ("red" in chat.question) for chat in chats]
+
+    graded = graders.grade_all(RewardModel("", (0.0, 4.0), scores=scores), [({}, output) for output in answers()])
+    assert [g.reward for g in graded] == [0.75] * 3 + [0.5] * 3
+
+
+def answers_alone_are_scored(patch: Patch) -> None:
+    patch.setattr(Output, "__repr__", lambda output: output.text)
+
+
+def equal_answers_have_equal_scores() -> None:
+    """Whatever rounding depends on their place in a batch."""
+    noise = iter(range(100))
+    loaded = Loaded(TEMPLATE, 1000, lambda rows: [1e-6 * next(noise) for _ in rows])
+    first, _, again, other, *_ = reward_models._scored(loaded, [reward_model._conversation(x) for x in answers()])
+    assert first == again != other
+
+
+def each_is_computed(patch: Patch) -> None:
+    def scored(model: Loaded, chats: Sequence[Chat]) -> list[float]:
+        return model.read([own for chat in chats if not isinstance(own := reward_models._row(model, chat), str)])
+
+    patch.setattr(reward_models, "_scored", scored)
+
+
+def a_reward_model_is_its_weights() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        seen = set()
+        for content in ("one", "two"):
+            (Path(folder) / "model.safetensors").write_text(content)
+            seen.add(repr(graders.of({"type": "reward_model", "model": folder}, "reward.grader")))
+        assert len(seen) == 2
+
+
+def it_is_its_folder(patch: Patch) -> None:
+    patch.setattr(reward_model.run_folder, "sha256", lambda file: str(file))
 
 
 FAULTS = [
@@ -431,6 +483,12 @@ FAULTS = [
           the_best_of_k_is_unbiased, by_the_plain_formula),
     Fault(84, "RAFT chooses among more sampled tokens than the run had", "", "its samples have as many tokens, to one sample",
           raft_has_no_more_tokens, as_many_samples),
+    Fault(107, "a reward model's score of an answer is taken for that of the same answer to another prompt", "", "a reward model reads prompt and answer",
+          a_reward_model_reads_the_prompt, answers_alone_are_scored),
+    Fault(108, "equal answers to a prompt have rewards that differ in their last bits, which the standard deviation amplifies", "", "equal answers have equal scores, bit for bit",
+          equal_answers_have_equal_scores, each_is_computed),
+    Fault(109, "a run continues with a reward model that was trained again", "", "a grader is known by the hash of its weights; RESUME_MISMATCH",
+          a_reward_model_is_its_weights, it_is_its_folder),
     Fault(85, "a score that another model gave is read from the cache", "", "another model is asked itself",
           a_grade_is_of_the_grader_that_is_set, whoever_graded),
 ]  # fmt: skip

@@ -77,7 +77,10 @@ class ChatModel:
 
     def rewards(self, chats: Sequence[Chat]) -> list[float]:
         """What the model's head gives the last message of each conversation."""
-        rows = [reward_model.conversation(self.template, chat, i) for i, chat in enumerate(chats)]
+        return self.scores([reward_model.conversation(self.template, chat, i) for i, chat in enumerate(chats)])
+
+    def scores(self, rows: Sequence[TokenSequence]) -> list[float]:
+        """The same of conversations that are rendered."""
         return [float(logits_MC[0, 0]) for logits_MC in self._head_logits(rows)]
 
     def _tags(self, prompts: Sequence[Prompt], progress: Progress) -> list[Answer]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_decoding
-from tunewright.core.config import RANKERS, Plan, load
+from tunewright.core.config import RANKERS, Config, Plan, load
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
@@ -19,7 +19,7 @@ from tunewright.judge.chat_model import ChatModel
 from tunewright.model import loading
 from tunewright.model.decoding.drafts import ORDER, Drafts
 from tunewright.model.decoding.generate import Decoding, complete, stop_ids
-from tunewright.model.facts import read_facts
+from tunewright.model.facts import Facts, read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.template import Template, fitted, for_method, hashed_as, load_template
@@ -55,17 +55,8 @@ def load_run(run: Run) -> TunedModel:
     if plan.method in RANKERS:
         message, fix = "the run's model gives answers a score, and writes none.", "load its export (README.md in it)."
         raise ConfigError("CONFIG_CONFLICT", message, where=str(run.path), fix=fix)
-    facts = read_facts(config.model, config.quantise, config.adapter)
-    if facts.sha256 != receipt.model.sha256:
-        raise RunError(
-            "RESUME_MISMATCH",
-            f"the base model has changed: its hash was {receipt.model.sha256[:12]}, is {facts.sha256[:12]}.",
-            where=facts.path,
-            fix="restore the base model that the run was trained on, or train again.",
-        )
+    facts, template = base_of(config, plan, receipt)
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    loaded = for_method(load_template(Path(facts.path), config.template, config.date), plan.method)
-    template = trained_with(receipt, loaded)
     sampling = DECODINGS[chosen_decoding(run)]
     return TunedModel(
         model,
@@ -78,6 +69,21 @@ def load_run(run: Run) -> TunedModel:
         None if plan.labels else _drafts(run),
         plan if plan.labels else None,
     )
+
+
+def base_of(config: Config, plan: Plan, receipt: Receipt) -> tuple[Facts, Template]:
+    """The base model that a run was trained on, and the template of its rows. Raises MODEL_* or RESUME_MISMATCH if the
+    base is missing or has changed."""
+    facts = read_facts(config.model, config.quantise, config.adapter)
+    if facts.sha256 != receipt.model.sha256:
+        raise RunError(
+            "RESUME_MISMATCH",
+            f"the base model has changed: its hash was {receipt.model.sha256[:12]}, is {facts.sha256[:12]}.",
+            where=facts.path,
+            fix="restore the base model that the run was trained on, or train again.",
+        )
+    loaded = for_method(load_template(Path(facts.path), config.template, config.date), plan.method)
+    return facts, trained_with(receipt, loaded)
 
 
 def _drafts(run: Run) -> Drafts | None:

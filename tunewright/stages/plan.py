@@ -11,16 +11,18 @@ from tunewright.core.config import DISTILLED, HEADS, RANKERS, REWARDED, Plan, Te
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
+from tunewright.data.task import rewards
 from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
 from tunewright.model.adapting import stored
 from tunewright.model.heads import teacher
-from tunewright.runtime import receipt, rollouts
+from tunewright.runtime import receipt
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
+from tunewright.runtime.grading import rollouts
 from tunewright.stages.experiments import prompt_distillation
 from tunewright.stages.stage import Stage
 from tunewright.tokens.rendering import for_generation
@@ -50,7 +52,8 @@ def make_plan(setup: Setup) -> Plan:
         plan = plan.model_copy(update={"teacher": _teacher(setup, plan)})
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
-    planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
+    free_gb = inputs.machine.free_gb - sum(model.gigabytes for model in rewards.reward_models(context.data.task))
+    planning.require_memory(plan, inputs.facts, sizes, 1e9 * free_gb, inputs.machine.device)
     plan = after_self_test(setup, plan)
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
     protocol = protocol_of(setup)
@@ -143,6 +146,8 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
             f"      learns from {t.title} ({t.parameters / 1e6:.0f} million parameters), which reads the rows before "
             f"training; {t.gigabytes:.2f} GB of what it computes, and of its output head, are kept in memory"
         )
+    for model in rewards.reward_models(setup.context.data.task):
+        say(f"      the reward model in {model.path} grades, and is kept in memory: {model.gigabytes:.2f} GB")
     if plan.adapter.init != "zero":
         spent = duration(setup.models.initial_seconds)
         say(f"      initial values ({plan.adapter.init}): {spent}, again whenever a process starts to train")

@@ -28,6 +28,7 @@ from tunewright.export.kind import Dtype, TrainedRun
 from tunewright.runtime import inputs, receipt, verification
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
+from tunewright.runtime.grading import reward_models
 from tunewright.runtime.models import Models
 from tunewright.stages import STAGES
 from tunewright.stages.experiments import learning_curve
@@ -216,8 +217,8 @@ def start(
             )
     if name is not None and (root / name / "config.yaml").is_file():
         run = Run(root / name)
-        data = _of_run(data or dataset.load(config), run)
-        return Context(run, _same_config(run, config), console, command, data)
+        data, stored = data or dataset.load(config), _same_config(run, config)
+        return Context(run, stored, console, command, _of_run(data, run, stored))
     if config.date == "auto":  # a run that is continued tomorrow keeps today's prompts
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
     parents = () if root.exists() else (root,)
@@ -225,7 +226,7 @@ def start(
     run = run_folder.create(root, name, Path(title(config.data.train)).stem)
     run_folder.write_atomic(run.config, to_yaml(config))
     run.event("created", command=command)
-    return Context(run, config, console, command, _of_run(data, run), created=(*parents, run.path))
+    return Context(run, config, console, command, _of_run(data, run, config), created=(*parents, run.path))
 
 
 def resume(run: Run, console: Console, command: str, settings: Sequence[str] = ()) -> Context:
@@ -241,12 +242,13 @@ def resume(run: Run, console: Console, command: str, settings: Sequence[str] = (
     except DataError as error:
         fix = f"if the file has moved: `tunewright report {run.path} data.train=FILE` (or data.dev, data.test)."
         raise DataError([replace(p, fix=fix) if p.code == "DATA_NOT_A_FILE" else p for p in error.problems]) from None
-    return Context(run, changed, console, command, _of_run(loaded, run), new_settings=new)
+    return Context(run, changed, console, command, _of_run(loaded, run, changed), new_settings=new)
 
 
-def _of_run(data: Dataset, run: Run) -> Dataset:
-    """The data, whose graders keep in the run folder what they asked models."""
-    return replace(data, task=rewards.stored_in(data.task, run.path / "rollouts" / "grades.jsonl"))
+def _of_run(data: Dataset, run: Run, config: Config) -> Dataset:
+    """The data, whose graders keep in the run folder what they asked models, and can load reward models."""
+    task = rewards.stored_in(data.task, run.path / "rollouts" / "grades.jsonl")
+    return replace(data, task=rewards.scored_by(task, reward_models.scores(config.date)))
 
 
 def _same_config(run: Run, config: Config) -> Config:

@@ -14,8 +14,9 @@ from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, 
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
-from tunewright.runtime import branches, rollouts, weights
+from tunewright.runtime import branches, weights
 from tunewright.runtime.context import Context, Work
+from tunewright.runtime.grading import rollouts
 from tunewright.runtime.models import Models
 from tunewright.runtime.receipt import code_sha256, input_hashes
 from tunewright.stages import process

@@ -44,16 +44,21 @@ def measure(threads: int | None = None) -> Machine:
     """Measure this machine, and set torch's threads: to ``threads``, or one for each core."""
     threads = threads or cores()
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    where = device()
+    if where == "cuda":
         free, total = map(float, torch.cuda.mem_get_info())
         name = torch.cuda.get_device_name()
     else:
         memory = available()
         total, free = memory.total, memory.free
         name = _processor()
-    fp32, bf16 = _gflops(device)
-    return Machine(device, threads, round(total / 1e9, 1), round(free / 1e9, 1), fp32, bf16, name)
+    fp32, bf16 = _gflops(where)
+    return Machine(where, threads, round(total / 1e9, 1), round(free / 1e9, 1), fp32, bf16, name)
+
+
+def device() -> str:
+    """Where models are computed."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cores() -> int:

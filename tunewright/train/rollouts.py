@@ -27,7 +27,7 @@ from tunewright.data.graders.grade import Grader
 from tunewright.data.graders.graders import Graded
 from tunewright.data.messages import Example
 from tunewright.data.task import Task
-from tunewright.data.task.rewards import item_of
+from tunewright.data.task.rewards import answered
 from tunewright.data.text import without_thoughts
 from tunewright.methods import grpo
 from tunewright.methods.grpo import STATISTICS
@@ -232,7 +232,7 @@ class Rollouts:
         return self._graded(self.task.check, answers) if self.task.check else [Graded(0.0)] * len(answers)
 
     def _graded(self, grader: Grader, answers: Sequence[tuple[int, str]]) -> list[Graded]:
-        return graders.grade_all(grader, [(item_of(self.examples[row]), text) for row, text in answers])
+        return graders.grade_all(grader, [answered(self.examples[row], text) for row, text in answers])
 
     @torch.no_grad()
     def _mismatch(

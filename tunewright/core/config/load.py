@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import adapter_kinds, method_settings, sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, TEMPLATES, Config, DistillConfig
+from tunewright.core.config.schema import PATH, TEMPLATES, Config, DistillConfig, RewardConfig
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -153,11 +153,23 @@ def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Con
                 _anchor_paths(value, base, field.annotation)
         elif name == "template" and value in TEMPLATES:
             pass
+        elif model is RewardConfig and isinstance(value, dict):
+            _anchor_grader(value, base)
         elif _is_path(field) or ((model, name) in MODELS and str(value).startswith(".")):
             if isinstance(value, str) and value:
                 data[name] = locations.anchored(value, base)
             elif isinstance(value, list):
                 data[name] = [locations.anchored(v, base) if isinstance(v, str) and v else v for v in value]
+
+
+def _anchor_grader(grader: dict[str, object], base: Path) -> None:
+    """The folders of reward models, also among the parts of a grader."""
+    if grader.get("type") == "reward_model" and isinstance(name := grader.get("model"), str) and name:
+        grader["model"] = locations.anchored(name, base)
+    parts = grader.get("graders")
+    for part in parts.values() if isinstance(parts, dict) else ():
+        if isinstance(part, dict):
+            _anchor_grader(part, base)
 
 
 def _is_path(field: FieldInfo) -> bool:

@@ -437,7 +437,8 @@ class SamplerConfig(Frozen):
 class RewardConfig(Frozen):
     grader: dict[str, JsonValue] = Field(
         {},
-        description="What an answer is worth, from 0 to 1: a grader object as in OpenAI's API (docs/guide-rewards.md).",
+        description="What an answer is worth, from 0 to 1: a grader object as in OpenAI's API, or a reward model that "
+        "was trained (docs/guide-rewards.md).",
     )
     check: dict[str, JsonValue] = Field(
         {},

@@ -6,11 +6,11 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunewright.core.errors import ConfigError
-from tunewright.data.messages import Json
+from tunewright.data.messages import Json, Prompt
 from tunewright.data.structure.values import MAX_DEPTH
 
 Item = Mapping[str, Json]  # the fields of a row
@@ -19,9 +19,10 @@ WHERE = "reward.grader"
 
 @dataclass(frozen=True)
 class Output:
-    """A sampled answer: its text without special tokens."""
+    """A sampled answer: its text without special tokens, and the prompt that it answers."""
 
     text: str
+    prompt: Prompt = field(default_factory=Prompt)
 
     @functools.cached_property
     def json(self) -> Json:
@@ -57,6 +58,9 @@ class Grader(Protocol):
     def fields(self) -> frozenset[str]:
         """The fields of a row that must not be missing."""
         ...
+
+
+Answered = tuple[Item, Output]
 
 
 # -- templates

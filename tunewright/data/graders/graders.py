@@ -11,10 +11,11 @@ from typing import TypeVar
 
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.words import counted
-from tunewright.data.graders import formula, score_model, texts
+from tunewright.data.graders import formula, reward_model, score_model, texts
 from tunewright.data.graders.formula import Multi
-from tunewright.data.graders.grade import Grader, Item, Output, Template, Unscored
+from tunewright.data.graders.grade import Answered, Grader, Item, Output, Template, Unscored
 from tunewright.data.graders.python_grader import PythonGrader
+from tunewright.data.graders.reward_model import RewardModel, Scores
 from tunewright.data.graders.score_model import ScoreModel
 from tunewright.data.graders.texts import Compared, SchemaValid
 from tunewright.data.messages import Json
@@ -34,7 +35,7 @@ def of(spec: Spec, where: str) -> Grader:
         message, fix = f"there is no grader of type {kind!r}.", f"use {', '.join(_KINDS)}."
         raise ConfigError("CONFIG_RANGE", message, where=where, fix=fix)
     keys, build = _KINDS[str(kind)]
-    known = ("type", "name", *keys, *(_OPTIONAL if kind == "score_model" else ()))
+    known = ("type", "name", *keys, *_OPTIONAL.get(str(kind), ()))
     if unknown := [key for key in spec if key not in known]:
         message = f"a {kind} grader has no key {unknown[0]!r}."
         raise ConfigError("CONFIG_UNKNOWN_KEY", message, where=where, fix=f"its keys: {', '.join(known)}.")
@@ -99,8 +100,9 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[Spec, str], Grader]]] = {
     "python": (("source",), _python),
     "multi": (("graders", "calculate_output"), _multi),
     "score_model": (("input", "model", "url"), score_model.of),
+    "reward_model": (("model",), reward_model.of),
 }
-_OPTIONAL = ("range", "sampling_params", "api_key_env", "concurrency")  # of score_model
+_OPTIONAL = {"score_model": ("range", "sampling_params", "api_key_env", "concurrency"), "reward_model": ("range",)}
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,10 @@ class Graded:
     problem: str = ""
 
 
-def grade(grader: Grader, item: Item, text: str) -> Graded:
+def grade(grader: Grader, item: Item, output: Output) -> Graded:
     """The reward of one answer."""
     try:
-        reward = grader.grade(item, Output(text))
+        reward = grader.grade(item, output)
     except Unscored as error:
         return Graded(None, str(error))
     if not (math.isfinite(reward) and 0 <= reward <= 1):
@@ -122,31 +124,40 @@ def grade(grader: Grader, item: Item, text: str) -> Graded:
     return Graded(reward)
 
 
-def grade_all(grader: Grader, answers: Sequence[tuple[Item, str]]) -> list[Graded]:
+def grade_all(grader: Grader, answers: Sequence[Answered]) -> list[Graded]:
     """The rewards of several answers, each with its row's fields. Raises REWARD_FAILED if a model that grades cannot
     be asked."""
     ready = prepared(grader, answers)
-    return [grade(ready, item, text) for item, text in answers]
+    return [grade(ready, item, output) for item, output in answers]
 
 
-def prepared(grader: Grader, answers: Sequence[tuple[Item, str]]) -> Grader:
+def prepared(grader: Grader, answers: Sequence[Answered]) -> Grader:
     """The same grader, whose models have been asked about these answers, several at a time. Raises REWARD_FAILED."""
-    pairs = [(item, Output(text)) for item, text in answers]
-    return _mapped(grader, lambda model: model.prepared(pairs))
+    return _mapped(grader, lambda part: part.prepared(answers) if isinstance(part, ScoreModel | RewardModel) else part)
 
 
 def stored_in(grader: Grader, file: Path) -> Grader:
     """The same grader, whose models keep their scores in ``file``."""
-    return _mapped(grader, lambda model: replace(model, store=file))
+    return _mapped(grader, lambda part: replace(part, store=file) if isinstance(part, ScoreModel) else part)
 
 
-def _mapped(grader: Grader, change: Callable[[ScoreModel], ScoreModel]) -> Grader:
-    """The grader, with each model that grades changed."""
-    if isinstance(grader, ScoreModel):
-        return change(grader)
+def scored_by(grader: Grader, scores: Scores) -> Grader:
+    """The same grader, whose reward models have scores that ``scores`` computes."""
+    return _mapped(grader, lambda part: replace(part, scores=scores) if isinstance(part, RewardModel) else part)
+
+
+def reward_models(grader: Grader) -> list[RewardModel]:
+    """Those that a grader asks."""
+    if isinstance(grader, Multi):
+        return [model for _, part in grader.graders for model in reward_models(part)]
+    return [grader] if isinstance(grader, RewardModel) else []
+
+
+def _mapped(grader: Grader, change: Callable[[Grader], Grader]) -> Grader:
+    """The grader, with each one that has no parts changed."""
     if isinstance(grader, Multi):
         return replace(grader, graders=tuple((name, _mapped(part, change)) for name, part in grader.graders))
-    return grader
+    return change(grader)
 
 
 def require_scored(graded: Sequence[Graded], where: str) -> None:

@@ -19,7 +19,7 @@ from tunewright.core.errors import ConfigError, RunError, TrainError
 from tunewright.core.records import GradeLine
 from tunewright.core.run_folder import make_folder
 from tunewright.data.endpoints.openai_endpoint import Endpoint, Refused, Reply, api_key, ask_each
-from tunewright.data.graders.grade import WHERE, Item, Output, Template, Unscored
+from tunewright.data.graders.grade import WHERE, Answered, Item, Output, Template, Unscored
 from tunewright.data.messages import Json, Message, Prompt
 from tunewright.data.text import without_thoughts
 
@@ -77,7 +77,7 @@ class ScoreModel:
             raise Unscored(score)
         return (score - self.low) / (self.high - self.low)
 
-    def prepared(self, pairs: Sequence[tuple[Item, Output]]) -> ScoreModel:
+    def prepared(self, pairs: Sequence[Answered]) -> ScoreModel:
         """The same, which knows the scores of these answers: several questions are asked at a time. Raises
         REWARD_FAILED if the endpoint cannot be reached, or rejects the key; the scores that came are kept."""
         prompts = [prompt for item, output in pairs if (prompt := self.prompt(item, output)) is not None]
@@ -147,29 +147,30 @@ def _number(text: str) -> float | None:
 
 def of(spec: Mapping[str, Json], where: str) -> ScoreModel:
     """Raises CONFIG_RANGE."""
-    url, model = (_text(spec, name, where) for name in ("url", "model"))
+    url, model = (text_of(spec, name, where) for name in ("url", "model"))
     sampling, limit = _sampling(spec.get("sampling_params", {}), where)
-    low, high = _range(spec.get("range", [0, 1]), where)
+    low, high = range_of(spec.get("range", [0, 1]), where)
     concurrency = spec.get("concurrency", 8)
     if not _is_count(concurrency):
-        raise ConfigError(
-            "CONFIG_RANGE", f"concurrency is {concurrency!r}.", where=where, fix="use a number such as 8."
-        )
-    key_env = _text(spec, "api_key_env", where) if "api_key_env" in spec else ""
+        message, fix = f"concurrency is {concurrency!r}.", "use a number such as 8."
+        raise ConfigError("CONFIG_RANGE", message, where=where, fix=fix)
+    key_env = text_of(spec, "api_key_env", where) if "api_key_env" in spec else ""
     api_key(url, key_env)
     messages = _messages(spec["input"], where)
     asked = (url.rstrip("/"), model, messages, low, high, limit, sampling)
     return ScoreModel(*asked, key_env=key_env, concurrency=int(str(concurrency)), where=where)
 
 
-def _text(spec: Mapping[str, Json], name: str, where: str) -> str:
+def text_of(spec: Mapping[str, Json], name: str, where: str) -> str:
+    """Raises CONFIG_RANGE."""
     value = spec[name]
     if not isinstance(value, str) or not value:
         raise ConfigError("CONFIG_RANGE", f"{name} must be text, not {value!r}.", where=where)
     return value
 
 
-def _range(value: Json, where: str) -> tuple[float, float]:
+def range_of(value: Json, where: str) -> tuple[float, float]:
+    """The scores that become the rewards 0 and 1. Raises CONFIG_RANGE."""
     numbers = [float(str(v)) for v in value if _is_number(v)] if isinstance(value, list) else []
     if not isinstance(value, list) or len(value) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
         fix = "use the lowest and the highest score, such as [0, 10]."

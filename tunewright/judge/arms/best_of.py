@@ -11,7 +11,7 @@ from tunewright.data.graders import graders
 from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer
-from tunewright.data.task.rewards import item_of
+from tunewright.data.task.rewards import answered
 from tunewright.data.text import without_thoughts
 from tunewright.judge.arms.arm import Model, Progress, Writing
 from tunewright.judge.arms.prompts import OWN_PROMPT
@@ -35,9 +35,7 @@ class BestOf:
         prompts = [self.prompt(e) for e in examples]
         samples = model.generate([Writing(prompts, Sampling(temperature=1.0, seed=n)) for n in range(self.count)])
         progress(len(examples))
-        answers = [
-            (item_of(e), without_thoughts(a.text)) for own in samples for e, a in zip(examples, own, strict=True)
-        ]
+        answers = [answered(e, without_thoughts(a.text)) for own in samples for e, a in zip(examples, own, strict=True)]
         rewards = iter([graded.reward or 0.0 for graded in graders.grade_all(self.grader, answers)])
         reward_of = [[next(rewards) for _ in own] for own in samples]
         best = [own.index(max(own)) for own in zip(*reward_of, strict=True)]

@@ -12,6 +12,7 @@ from math import ceil
 
 from tunewright.core.config import PREFERENCE, RATED, REWARDED, Estimate
 from tunewright.core.words import counted
+from tunewright.data.task import rewards
 from tunewright.export.export import CHECK_PROMPTS, NEW_TOKENS, wanted
 from tunewright.export.kind import TrainedRun
 from tunewright.judge.arms import decodings
@@ -38,13 +39,13 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
     """The time and memory of the whole run. ``speed``: of training, measured."""
     measured = pilot.measure(work, speed)
     seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
+    memory = training_gb(work, speed), decoding_gb(work, measured), export_gb(work)
+    grading = sum(model.gigabytes for model in rewards.reward_models(work.data.task))
     one_process = work.plan.embed or work.plan.method in REWARDED
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
-        peak_gb=round(
-            max(machine.peak_gb(), training_gb(work, speed), decoding_gb(work, measured), export_gb(work)), 2
-        ),
+        peak_gb=round(max(machine.peak_gb(), grading + max(memory)), 2),
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,

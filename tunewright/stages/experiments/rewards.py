@@ -20,9 +20,10 @@ from tunewright.core.records import ROLLOUT, HighestOf, NotMeasured, PairMeasure
 from tunewright.data.scores import Score, mean
 from tunewright.judge import pass_at_k
 from tunewright.methods import policy_losses
-from tunewright.runtime import branches, rollouts, weights
+from tunewright.runtime import branches, weights
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
+from tunewright.runtime.grading import rollouts
 from tunewright.runtime.weights import Weights
 from tunewright.stages.experiments import fine_tuning, sft_alone
 from tunewright.stages.experiments.sft_alone import Floats

@@ -1,0 +1,1 @@
+"""How what a model writes is graded: its rollouts, and the reward models that grade."""
