@@ -12,7 +12,7 @@ import typer
 from tunewright.cli.runs import Json, Model, Settings, Source, config_of, out
 from tunewright.core.words import counted
 from tunewright.tokens import texts
-from tunewright.tokens.template import for_method, for_rows, load_template
+from tunewright.tokens.template import for_method, for_rows, has_thoughts, load_template
 
 
 def preview(
@@ -43,7 +43,7 @@ def preview(
     folder = loading.resolve(config.model)
     model_files.check(folder)
     loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
-    template = for_rows(loaded, parsed.examples)
+    template = for_rows(loaded, has_thoughts(parsed.examples))
     if config.train.method in EMBEDDING:
         template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = None if config.train.max_length == "auto" else config.train.max_length

@@ -33,7 +33,7 @@ from tunewright.system.machine import Machine
 from tunewright.tokens import encoder_text, render_cache, rendering, texts
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
-from tunewright.tokens.template import Template, for_method, for_rows, hashed_as, load_template
+from tunewright.tokens.template import Template, for_method, for_rows, has_thoughts, hashed_as, load_template
 from tunewright.train import planning
 
 
@@ -91,7 +91,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     if facts.encoder:
         encoder_text.require_one_instruction(data.examples)
     loaded = for_method(load_template(Path(facts.path), config.template, config.date), config.train.method)
-    template = for_rows(loaded, data.examples)
+    template = for_rows(loaded, has_thoughts(data.examples))
     if config.train.method in EMBEDDING:
         template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     if run.receipt.exists():
