@@ -24,8 +24,6 @@ from tunewright.runtime import chat as runtime
 from tunewright.server import care
 from tunewright.server.engine.text import AnswerText
 from tunewright.server.service import Settings
-from tunewright.server.store.database import Database
-from tunewright.server.store.jobs import Jobs
 from tunewright.tokens.template import BUILT_IN, Template
 
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string", "description": 5}}}
@@ -676,37 +674,3 @@ def test_other_hosts_origins_and_paths_are_refused(server: Running) -> None:
         assert http.post("/v1/chat/completions", content=b"{", headers=JSON).json()["error"]["code"] == "invalid_json"
         metrics = http.get("/metrics").text
     assert 'tunewright_tokens_total{model="' in metrics
-
-
-def job_bytes(settings: Settings, job_id: str) -> int:
-    """What counts of its run folder."""
-    database = Database(settings.home / "server.db")
-    job = Jobs(database).get("default", job_id)
-    database.close()
-    assert job is not None
-    return job.run_bytes
-
-
-def test_a_deleted_model_cannot_be_asked_and_takes_no_room(fresh: Settings, tmp_path: Path) -> None:
-    with running(replace(fresh, quota=90_000)) as server:
-        client = server.client()
-        file = client.files.create(file=write_chat_rows(tmp_path / "rows.jsonl", 60), purpose="fine-tune")
-        job = client.fine_tuning.jobs.create(
-            model=server.model, training_file=file.id, extra_body={"tunewright": SHORT_JOB}
-        )
-        with pytest.raises(openai.BadRequestError):
-            client.models.delete(job.id)
-        name = finished(client, job.id).fine_tuned_model
-        client.chat.completions.create(model=name, messages=HELLO, max_tokens=3)
-        with pytest.raises(openai.APIStatusError, match="delete files or models"):  # the run is larger than the quota
-            client.fine_tuning.jobs.create(model=server.model, training_file=file.id)
-        before = job_bytes(fresh, job.id)
-        assert client.models.delete(name).deleted
-        assert 0 < job_bytes(fresh, job.id) < before
-        with pytest.raises(openai.NotFoundError):
-            client.chat.completions.create(model=name, messages=HELLO, max_tokens=3)
-        assert client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model is None
-        run = fresh.home / "runs" / job.id
-        assert (run / "report.html").exists()
-        assert not (run / "checkpoints").exists()
-        assert care.checked(fresh.home).startswith(f"{fresh.home}: 2 files, 0 trained models")

@@ -8,13 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from build import cli, write_chat_rows
+from build import Done, cli, write_chat_rows
 from server_running import SHORT_JOB, Running
 
 from tunewright.cli.demo import rows_file
@@ -30,34 +32,43 @@ def test_a_token_for_another_tenant(tmp_path: Path) -> None:
     assert cli("serve", "--home", "home", "--add-tenant", "team-b", cwd=tmp_path).returncode == 2
 
 
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    folder: Path
+    url: str
+    key: str
+
+    def log(self) -> str:
+        return (self.folder / "err").read_text()
+
+
+@contextmanager
+def started(folder: Path, model: str) -> Iterator[Server]:
+    words = ["serve", "--model", model, "--home", "home", "--port", "0", "--dtype", "float32"]
+    with open(folder / "err", "w") as err:
+        command = [sys.executable, "-m", "tunewright", *words]
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=err, text=True)
+    assert process.stdout is not None
+    try:
+        shown = dict(process.stdout.readline().split() for _ in range(3))
+        yield Server(process, folder, shown["base_url"], shown["api_key"])
+    finally:
+        process.terminate()
+        process.wait(60)
+        process.stdout.close()
+
+
 def test_it_listens_checks_itself_and_stops_when_asked(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     """A request that is being answered is answered to its end; the next start finds everything as it was."""
-    words = ["-m", "tunewright", "serve", "--model", str(model_folder("llama")), "--home", "home"]
-    with open(tmp_path / "err", "w") as err:
-        command = [sys.executable, *words, "--port", "0", "--dtype", "float32"]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
-    assert process.stdout is not None
-    shown = dict(process.stdout.readline().split() for _ in range(3))
-    with httpx.Client(headers={"authorization": f"Bearer {shown['api_key']}"}, timeout=60) as http:
-        url = shown["base_url"]
-        name = http.get(f"{url}/models").json()["data"][0]["id"]
-        content = {"purpose": "user_data"}, {"file": ("kept.txt", b"kept")}
-        file_id = http.post(f"{url}/files", data=content[0], files=content[1]).json()["id"]
-        body = {"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 40}
-        with http.stream("POST", f"{url}/chat/completions", json={**body, "stream": True}) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            rest = [line for line in lines if line]
-    assert rest[-1] == "data: [DONE]"
-    assert process.wait(60) == 0, (tmp_path / "err").read_text()
-    process.stdout.close()
-    logged = [json.loads(x) for x in (tmp_path / "err").read_text().splitlines() if x.startswith("{")]
+    with started(tmp_path, str(model_folder("llama"))) as server:
+        file_id = stopped_while_it_answers(server)
+    logged = [json.loads(x) for x in server.log().splitlines() if x.startswith("{")]
     assert {line["path"] for line in logged} == {"/v1/models", "/v1/files", "/v1/chat/completions"}
-    assert "kept" not in (tmp_path / "err").read_text()
+    assert "kept" not in server.log()
 
-    def asked(home: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *words[:-1], home, *more], cwd=tmp_path, capture_output=True, text=True)
+    def asked(home: str, *more: str) -> Done:
+        return cli("serve", "--home", home, *more, cwd=tmp_path)
 
     assert "1 file" in asked("home", "--check").stdout
     assert asked("home", "--back-up", "copy").returncode == 0
@@ -69,22 +80,27 @@ def test_it_listens_checks_itself_and_stops_when_asked(tmp_path: Path, model_fol
     assert file_id in damaged.stderr
 
 
-def test_the_python_example(server: Running, tmp_path: Path) -> None:
-    rows = write_chat_rows(tmp_path / "rows.jsonl", 61)
-    lines = [json.loads(x) for x in rows.read_text().splitlines()]
-    for line in lines:
-        line["messages"][-1]["content"] = json.dumps({"word": line["messages"][-1]["content"]})
-    rows.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    words = [str(EXAMPLES / "client.py"), str(rows), "--rows", "60", "--model", server.model]
-    done = run_client([sys.executable, *words, "--settings", json.dumps(SHORT_JOB)], server)
-    tuned = done.stdout.splitlines()[-2]
-    assert tuned.startswith("ft:")
-    assert "{" in tuned
+def stopped_while_it_answers(server: Server) -> str:
+    """The id of a file that was uploaded before."""
+    with httpx.Client(headers={"authorization": f"Bearer {server.key}"}, timeout=60) as http:
+        url = server.url
+        name = http.get(f"{url}/models").json()["data"][0]["id"]
+        content = {"purpose": "user_data"}, {"file": ("kept.txt", b"kept")}
+        file_id = http.post(f"{url}/files", data=content[0], files=content[1]).json()["id"]
+        body = {"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 40}
+        with http.stream("POST", f"{url}/chat/completions", json={**body, "stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert server.process.wait(60) == 0, server.log()
+    return str(file_id)
 
 
-def run_client(command: list[str], server: Running, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": server.token()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd, timeout=300)
+def run_client(command: list[str], url: str, key: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -101,32 +117,59 @@ def test_the_node_example(server: Running, tmp_path: Path) -> None:
         pytest.skip(f"npm cannot install openai: {installed.stderr[-200:]}")
     rows = write_chat_rows(tmp_path / "rows.jsonl", 61)
     settings = json.dumps(SHORT_JOB)
-    done = run_client(["node", "client.mjs", str(rows), server.model, settings], server, tmp_path)
+    command = ["node", "client.mjs", str(rows), server.model, settings]
+    done = run_client(command, f"{server.url}/v1", server.token(), tmp_path)
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["answer"] == result["streamed"]
     assert result["events"] > 8
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """On the 135M model."""
+    with started(tmp_path_factory.mktemp("real"), "smollm2-135m") as server:
+        yield server
+
+
+# Of the 300 rows, which are all uploaded, audited and split, two steps see four, and the arms answer four.
+SHORT_REAL_JOB = {
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "train.eval_every": 2,
+    "prove.evidence": "plain",
+    "prove.few_shot": [],
+    "prove.max_test_rows": 4,
+    "prove.max_dev_rows": 2,
+    "prove.max_new_tokens": 32,
+    "adapter.rank": 4,
+}
+
+
+def test_the_python_example_on_the_real_model(real: Server, tmp_path: Path) -> None:
+    """300 real addresses, from their upload to an enforced schema, of the base and of the tuned model."""
+    *events, verdict, base, tuned, expected = example(real, tmp_path, SHORT_REAL_JOB).splitlines()
+    assert events[0].startswith("Created fine-tuning job")
+    assert events[-1] == "The job has successfully completed"
+    steps = [line.partition(":")[0] for line in events if line.startswith("Step ")]
+    assert steps == ["Step 1/2", "Step 2/2"]
+    assert verdict.endswith("on 4 held-out rows")
+    assert (base.partition(": ")[0], tuned[:16]) == ("smollm2-135m", "ft:smollm2-135m:")
+    fields = json.loads(expected.removeprefix("expected: "))
+    for answer in (base, tuned):
+        written = json.loads(answer[answer.index("{") :])
+        assert set(written) <= set(fields)
+        assert all(isinstance(value, str) for value in written.values())
+
+
 @pytest.mark.slow
-def test_the_real_model_from_upload_to_an_enforced_schema(tmp_path: Path) -> None:
-    """300 real addresses, the 135M model, only OpenAI's client."""
-    rows = tmp_path / "addresses.jsonl"
+def test_the_real_model_gets_better(real: Server, tmp_path: Path) -> None:
+    settings = {"train.steps": 60, "prove.evidence": "plain", "prove.max_test_rows": 40}
+    assert "BETTER" in example(real, tmp_path, settings)
+
+
+def example(server: Server, folder: Path, settings: dict[str, Any]) -> str:
+    """What the example for Python prints, with 300 addresses and the one after them."""
+    rows = folder / "addresses.jsonl"
     rows.write_bytes(b"".join(rows_file().read_bytes().splitlines(keepends=True)[:301]))
-    with open(tmp_path / "err", "w") as err:
-        words = [sys.executable, "-m", "tunewright", "serve", "--port", "0", "--home", "home"]
-        process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True)
-    assert process.stdout is not None
-    try:
-        shown = dict(process.stdout.readline().split() for _ in range(3))
-        environment = {**os.environ, "OPENAI_BASE_URL": shown["base_url"], "OPENAI_API_KEY": shown["api_key"]}
-        settings = {"train.steps": 60, "prove.evidence": "plain", "prove.max_test_rows": 40}
-        command = [sys.executable, str(EXAMPLES / "client.py"), str(rows), "--settings", json.dumps(settings)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "BETTER" in done.stdout
-        tuned = done.stdout.splitlines()[-2]
-        assert isinstance(json.loads(tuned[tuned.index("{") :]), dict)
-    finally:
-        process.terminate()
-        process.wait(60)
-        process.stdout.close()
+    words = [str(EXAMPLES / "client.py"), str(rows), "--settings", json.dumps(settings)]
+    return run_client([sys.executable, *words], server.url, server.key).stdout

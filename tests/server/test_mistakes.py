@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from build import write_chat_rows
 from server_running import SHORT_JOB, Running, finished, finished_batch, running
@@ -157,9 +159,16 @@ def test_a_stored_chat_has_its_tools_and_a_cut_answer_is_no_target(server: Runni
         assert made.json()["tunewright"] == {"rows": 2 - cut, "cut_answers_left_out": cut}
 
 
-def test_a_job_whose_process_cannot_be_started_is_paused(
-    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def small(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with less room than a run takes."""
+    with running(replace(settings, home=tmp_path_factory.mktemp("small") / "home", quota=90_000)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def unstarted(small: Running, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A job, as it was when its process could not be started."""
     opened = subprocess.Popen
 
     def refused(command: Any, *more: Any, **others: Any) -> Any:
@@ -167,22 +176,58 @@ def test_a_job_whose_process_cannot_be_started_is_paused(
             raise OSError(24, "Too many open files")
         return opened(command, *more, **others)
 
-    with running(fresh) as server:
-        client = server.client()
-        with monkeypatch.context() as patch:
-            patch.setattr(subprocess, "Popen", refused)
-            file = client.files.create(file=write_chat_rows(tmp_path / "r.jsonl", 60), purpose="fine-tune")
-            job = client.fine_tuning.jobs.create(
-                model=server.model, training_file=file.id, extra_body={"tunewright": SHORT_JOB}
-            )
-            for _ in range(100):
-                now: Any = client.fine_tuning.jobs.retrieve(job.id).to_dict()
-                if now["tunewright"]["paused"]:
-                    break
-                threading.Event().wait(0.1)
-        assert (now["status"], now["tunewright"]["paused"]) == ("queued", True)
-        client.fine_tuning.jobs.resume(job.id)
-        assert finished(client, job.id).status == "succeeded"
+    client, rows_file = small.client(), write_chat_rows(tmp_path_factory.mktemp("rows") / "r.jsonl", 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refused)
+        file = client.files.create(file=rows_file, purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(
+            model=small.model, training_file=file.id, extra_body={"tunewright": SHORT_JOB}
+        )
+        for _ in range(100):
+            now: Any = client.fine_tuning.jobs.retrieve(job.id)
+            if now.to_dict()["tunewright"]["paused"]:
+                break
+            threading.Event().wait(0.1)
+    return now
+
+
+@pytest.fixture(scope="module")
+def resumed(small: Running, unstarted: Any) -> Any:
+    """The same job at its end."""
+    client = small.client()
+    client.fine_tuning.jobs.resume(unstarted.id)
+    with pytest.raises(openai.BadRequestError):
+        client.models.delete(unstarted.id)
+    return finished(client, unstarted.id)
+
+
+def test_a_job_whose_process_cannot_be_started_is_paused(unstarted: Any, resumed: Any) -> None:
+    assert (unstarted.status, unstarted.to_dict()["tunewright"]["paused"]) == ("queued", True)
+    assert resumed.status == "succeeded"
+
+
+def job_bytes(server: Running, job_id: str) -> int:
+    """What counts of its run folder."""
+    job = server.service.jobs.get("default", job_id)
+    assert job is not None
+    return job.run_bytes
+
+
+def test_a_deleted_model_cannot_be_asked_and_takes_no_room(small: Running, resumed: Any) -> None:
+    client, name, home = small.client(), resumed.fine_tuned_model, small.service.settings.home
+    client.chat.completions.create(model=name, messages=HELLO, max_tokens=3)
+    with pytest.raises(openai.APIStatusError, match="delete files or models"):  # the run is larger than the quota
+        client.fine_tuning.jobs.create(model=small.model, training_file=resumed.training_file)
+    before = job_bytes(small, resumed.id)
+    assert client.models.delete(name).deleted
+    assert 0 < job_bytes(small, resumed.id) < before
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=name, messages=HELLO, max_tokens=3)
+    assert client.fine_tuning.jobs.retrieve(resumed.id).fine_tuned_model is None
+    run = home / "runs" / resumed.id
+    assert (run / "report.html").exists()
+    assert not (run / "checkpoints").exists()
+    assert care.checked(home).startswith(f"{home}: 2 files, 0 trained models")
 
 
 def test_a_run_folder_that_was_only_begun_is_begun_again(tmp_path: Path, model_folder: Any) -> None:

@@ -217,6 +217,15 @@ def test_rows_are_not_needed_to_publish_again(front: Running, small: SmallVllm, 
     assert list(small.adapters) == [name_of(sha256, 1.0)]
 
 
+@pytest.mark.parametrize("settings", [{"adapter.kind": "dora"}, {"adapter.rank_pattern": {"q_proj": 2}}])
+def test_an_adapter_that_it_cannot_load_is_refused_before_it_is_trained(
+    front: Running, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="vLLM") as refused:
+        job(front, tmp_path, **settings)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tunewright")
+
+
 def test_a_name_is_of_weights_and_scale() -> None:
     assert len({name_of("a", 1.0), name_of("a", 0.5), name_of("b", 1.0)}) == 3
 

@@ -16,7 +16,7 @@ from tunewright.core.errors import ConfigError, DataError, ModelError
 from tunewright.data.messages import Chat, Message, Prompt
 from tunewright.tokens import template
 from tunewright.tokens.rendering import for_generation, for_training
-from tunewright.tokens.template import Template, fitted, for_rows, hashed_as, load_template
+from tunewright.tokens.template import Template, fitted, for_rows, has_thoughts, hashed_as, load_template
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_rows_with_thoughts_are_served_a_prompt_that_opens_one() -> None:
     )
     without = Chat((user, Message("assistant", "a")), "x:1")
     for chat, kwargs in ((with_thoughts, {}), (inside, {}), (without, {"enable_thinking": False})):
-        fitting = for_rows(fitted(own), [chat])
+        fitting = for_rows(fitted(own), has_thoughts([chat]))
         assert fitting.kwargs == kwargs
         (sequence,) = for_training(fitting, chat)
         prompt = for_generation(fitting, chat.prompt)

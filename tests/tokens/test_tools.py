@@ -21,7 +21,7 @@ from tunewright.methods import sft
 from tunewright.tokens.render_cache import RowRenderer, render_rows
 from tunewright.tokens.rendering import for_generation, for_training, read_answer
 from tunewright.tokens.sequences import TokenSequence
-from tunewright.tokens.template import BUILT_IN, Template, fitted, for_rows
+from tunewright.tokens.template import BUILT_IN, Template, fitted, for_rows, has_thoughts
 
 FILES = {p.stem: p for p in [*stock_templates(), *BUILT_IN.glob("*.jinja")]}
 WEATHER: Tool = {
@@ -135,7 +135,7 @@ def outcome(name: str, chat: Chat) -> str:
     """The letter in OUTCOMES. Asserts what must be true of every training sequence."""
     template = stock(name)
     try:
-        template = for_rows(fitted(template), [chat])
+        template = for_rows(fitted(template), has_thoughts([chat]))
         sequences = for_training(template, chat)
     except TunewrightError as error:
         return LETTERS[error.problems[0].code]
@@ -175,7 +175,7 @@ def test_a_stock_template_trains_what_it_serves_or_is_refused(name: str) -> None
 def test_examples_that_end_with_calls_can_be_shown_before_a_question(name: str, conversation: str) -> None:
     """Many templates refuse a user's message directly after a call."""
     shot = chat_of(CONVERSATIONS[conversation])
-    template = for_rows(fitted(stock(name)), [shot])
+    template = for_rows(fitted(stock(name)), has_thoughts([shot]))
     if conversation == "two calls" and outcome(name, shot) == "L":
         pytest.skip("the template takes one call at a time")
     prompt = Recipe(shots=(shot,)).prompt(shot)
@@ -260,7 +260,7 @@ def test_an_answer_without_weight_changes_nothing_but_its_own_weight(name: str, 
     def rendered(trained: Iterable[int]) -> list[TokenSequence]:
         weighted = [replace(m, trained=k in trained) if m.role == "assistant" else m for k, m in enumerate(messages)]
         chat = chat_of(weighted[: max(trained) + 1])
-        return for_training(for_rows(fitted(stock(name)), [chat]), chat)
+        return for_training(for_rows(fitted(stock(name)), has_thoughts([chat])), chat)
 
     alone = {k: predictions(rendered([k])) for k in answers}
     assert all(alone.values())

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from build import LORA, adapter_note, plan_of, read_lines, training_of
+from build import LORA, adapter_note, cli, plan_of, read_lines, training_of
 from small_vllm import SmallVllm, serving
 
 from tunewright.core import records
-from tunewright.core.config import MethodOptions, Plan, load
+from tunewright.core.config import AdapterConfig, MethodOptions, Plan, load
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ROLLOUT
 from tunewright.core.run_folder import Run
@@ -26,10 +26,11 @@ from tunewright.data.messages import Chat, Message
 from tunewright.data.metrics import METRICS
 from tunewright.data.task import REWARDS, Task
 from tunewright.methods import METHODS
-from tunewright.model import adapters, loading
+from tunewright.model import adapters, loading, peft_format
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.decoding.outside import Outside
 from tunewright.model.language_model import LanguageModel
+from tunewright.runtime.grading import rollouts as of_run
 from tunewright.tokens.template import Template, load_template
 from tunewright.train import loop
 from tunewright.train.rollouts import CAP, Rollouts
@@ -215,3 +216,35 @@ def test_what_it_cannot_draw_is_refused(settings: list[str]) -> None:
 def test_a_key_without_an_address_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"CONFIG_CONFLICT.*reward\.sampler\.url"):
         load(None, ["train.method=grpo", "reward.grader={type: a}", "reward.sampler.api_key_env=K"])
+
+
+@pytest.mark.parametrize(
+    ("given", "why"), [({"kind": "dora"}, "is dora"), ({"rank_pattern": {"q_proj": 2}}, "several ranks")]
+)
+def test_an_adapter_to_continue_from_that_it_cannot_load_is_refused_before_it_is_asked(
+    given: dict[str, Any], why: str, model_folder: Folder, tmp_path: Path
+) -> None:
+    lm, config = loading.load(model_folder("llama"), torch.float32), AdapterConfig(rank=4, alpha=8.0, **given)
+    adapters.attach(lm.module, config, 3)
+    peft_format.save(lm.module, config, tmp_path / "start", "b", adapter_note("b"))
+    words = ["train.method=grpo", "reward.grader={type: a}", "reward.sampler.url=http://127.0.0.1:9/v1"]
+    with pytest.raises(ConfigError, match=rf"CONFIG_CONFLICT.*adapter\.start.*{why}"):
+        of_run.require_sampler(load(None, [*words, f"adapter.start={tmp_path / 'start'}"]))
+    with pytest.raises(TrainError, match=r"ROLLOUT_FAILED"):
+        of_run.require_sampler(load(None, words))
+    of_run.require_sampler(load(None, words[:2]))
+
+
+def test_a_run_asks_it_first_and_its_name_is_not_taken_by_the_attempt(tmp_path: Path, model_folder: Folder) -> None:
+    """The next attempt may have other settings: nothing depended on the old ones."""
+    rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs" / "r"
+    rows_file.write_text("".join(json.dumps({"prompt": f"say {n * 37} twice"}) + "\n" for n in range(60)))
+    grader = "reward.grader={type: string_check, input: '{{sample.output_text}}', reference: a, operation: eq}"
+    words = ["plan", "rows.jsonl", "--name", "r", "--model", str(model_folder("llama")), "train.method=grpo", grader]
+    for port in (9, 11):
+        done = cli(*words, f"reward.sampler.url=http://127.0.0.1:{port}/v1", cwd=tmp_path)
+        assert (done.returncode, "ROLLOUT_FAILED" in done.stderr) == (1, True), done.stderr
+        assert f"127.0.0.1:{port}" in (folder / "config.yaml").read_text()
+        assert not list(folder.glob("data/tokens/*")), "before the rows are rendered"
+    (folder / "plan.json").touch()
+    assert "RUN_EXISTS" in cli(*words, cwd=tmp_path).stderr

@@ -66,6 +66,7 @@ CODES: dict[str, str] = {
     "DATA_ONE_SIDED": "rated training rows that are all desirable, or all undesirable",
     "DATA_PREFERENCE_EQUAL": "a preference row whose chosen and rejected answers are the same",
     "DATA_PROMPT_DIFFERS": "a preference row whose answers follow different prompts",
+    "DATA_READING": "rows of a job whose reading takes more time or memory than `tunewright serve` gives to it",
     "DATA_ROLE_UNKNOWN": "a message role other than system, developer, user, assistant, tool and their other names",
     "DATA_ROW_NOT_OBJECT": "a JSON row that is not an object",
     "DATA_SCHEMA": "data.answer_schema is not a JSON Schema that can be used",

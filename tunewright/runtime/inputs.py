@@ -33,7 +33,7 @@ from tunewright.system.machine import Machine
 from tunewright.tokens import encoder_text, render_cache, rendering, texts
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
-from tunewright.tokens.template import Template, for_method, for_rows, hashed_as, load_template
+from tunewright.tokens.template import Template, for_method, for_rows, has_thoughts, hashed_as, load_template
 from tunewright.train import planning
 
 
@@ -155,7 +155,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
 def read_template(config: Config, folder: Path, examples: Sequence[Example]) -> Template:
     """The tokenizer and template of a model folder, as the config's method uses it for these rows."""
     loaded = for_method(load_template(folder, config.template, config.date), config.train.method)
-    template = for_rows(loaded, examples)
+    template = for_rows(loaded, has_thoughts(examples))
     if config.train.method in EMBEDDING:
         return texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     return template

@@ -19,6 +19,7 @@ from tunewright.server.engine.vllm import Remote
 from tunewright.server.jobs.request import JobRequest, config_of
 from tunewright.server.jobs.supervisor import Supervisor, Workshop
 from tunewright.server.models import Catalogue
+from tunewright.server.reader import Reader, ReadingLimits
 from tunewright.server.store.batches import Batches
 from tunewright.server.store.completions import Completions
 from tunewright.server.store.database import Database
@@ -33,7 +34,7 @@ class Settings:
     """``home``: where the server keeps everything. ``models``: bases, as `model` of a config names them. ``runs``: the
     folder of `tunewright run`, whose runs the default tenant can ask. ``hosts``: names under which the server may be
     reached, besides those of this machine. ``quota``: bytes that a tenant may store; ``largest``: of a request.
-    ``engine``: another program that answers for the model."""
+    ``engine``: another program that answers for the model; ``reading``: what one file of rows may take."""
 
     home: Path
     models: tuple[str, ...] = ("smollm2-135m",)
@@ -45,6 +46,7 @@ class Settings:
     largest: int = 512 << 20
     jobs_at_once: int | None = None
     engine: Remote | None = None
+    reading: ReadingLimits = field(default_factory=ReadingLimits)
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ class Service:
     catalogue: Catalogue
     workshop: Workshop
     supervisor: Supervisor
+    reader: Reader
     lock: object
 
     def close(self) -> None:
         """Jobs save and stop, requests that are not finished fail."""
         self.supervisor.close()
+        self.reader.close()
         for each in self.bases.values():
             each.engine.close()
         self.database.close()
@@ -95,7 +99,8 @@ def open_service(settings: Settings) -> Service:
         return config_of_job(job.tenant, JobRequest.model_validate(job.request), files, bases)
 
     arguments = settings.engine.arguments() if settings.engine is not None else ()
-    workshop = Workshop(settings.home / "runs", jobs, files, config, arguments)
+    reader = Reader(settings.reading)
+    workshop = Workshop(settings.home / "runs", jobs, files, config, reader.submit, arguments)
     catalogue = Catalogue(bases, jobs, workshop.folder, settings.runs)
     supervisor = Supervisor(workshop, settings.jobs_at_once)
     tokens = Tokens(settings.home / "tokens")
@@ -114,6 +119,7 @@ def open_service(settings: Settings) -> Service:
         catalogue=catalogue,
         workshop=workshop,
         supervisor=supervisor,
+        reader=reader,
         lock=lock,
     )
 

@@ -28,7 +28,7 @@ from tunewright.export.kind import Dtype, TrainedRun
 from tunewright.runtime import inputs, receipt, verification
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
-from tunewright.runtime.grading import reward_models
+from tunewright.runtime.grading import reward_models, rollouts
 from tunewright.runtime.models import Models
 from tunewright.stages import STAGES
 from tunewright.stages.experiments import learning_curve
@@ -52,6 +52,8 @@ class Runner:
     def setup(self) -> Setup:
         if self._setup is None:
             context = self.context
+            if not context.run.plan.exists():
+                rollouts.require_sampler(context.config)
             context.console.say(inputs.loading_message(context.config))
             gathered = inputs.gather(context.config, context.run, context.data)
             self._setup = Setup(context, gathered, Models(gathered.facts, gathered.machine.device))
@@ -199,7 +201,8 @@ def require_writer(plan: Plan) -> None:
 def start(
     config: Config, name: str | None, root: Path, console: Console, command: str, data: Dataset | None = None
 ) -> Context:
-    """A new run folder with its config, or the existing folder of that name if it has exactly the same config.
+    """A new run folder with its config, or the existing folder of that name if it has exactly the same config, or no
+    plan yet.
 
     ``data``: the data of this config, if it has been loaded already. Raises RUN_EXISTS, with the settings that differ,
     if the configs differ; RUN_INSIDE_DATA if the run's own files would be read as documents.
@@ -217,7 +220,7 @@ def start(
             )
     if name is not None and (root / name / "config.yaml").is_file():
         run = Run(root / name)
-        data, stored = data or dataset.load(config), _same_config(run, config)
+        data, stored = data or dataset.load(config), _config_of(run, config)
         return Context(run, stored, console, command, _of_run(data, run, stored))
     if config.date == "auto":  # a run that is continued tomorrow keeps today's prompts
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
@@ -251,22 +254,34 @@ def _of_run(data: Dataset, run: Run, config: Config) -> Dataset:
     return replace(data, task=rewards.scored_by(task, reward_models.scores(config.date)))
 
 
-def _same_config(run: Run, config: Config) -> Config:
-    """The config of an existing run. Raises RUN_EXISTS if it is not ``config``."""
+def _config_of(run: Run, config: Config) -> Config:
+    """``config``, with which an existing run continues. A run that ended before it had a plan, say because its grader
+    failed, takes another config than it had. Raises RUN_EXISTS for other runs, RUN_LOCKED."""
     stored = load(run.config)
+    if config.date == "auto":
+        config = config.model_copy(update={"date": stored.date})
     there, here = flat(stored.model_dump()), flat(config.model_dump())
-    if here["date"] == "auto":
-        here["date"] = there["date"]
     keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
-    changed = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in keys]
-    if changed:
+    if keys and not _has_plan(run):
+        with run_folder.writing(run):
+            for file in (run.split, run.audit, run.selftest, run.protocol, run.receipt):
+                file.unlink(missing_ok=True)
+            run_folder.write_atomic(run.config, to_yaml(config))
+            run.event("new_settings", settings=keys)
+    elif keys:
+        changed = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in keys]
         raise RunError(
             "RUN_EXISTS",
             f"a run of that name exists with a different config: {'; '.join(changed[:5])}.",
             where=str(run.path),
             fix=f"choose another --name, or continue that run unchanged: `tunewright run {run.path}`.",
         )
-    return stored
+    return config
+
+
+def _has_plan(run: Run) -> bool:
+    """Or branches of a sweep, which are trained before there is a plan and may have taken hours."""
+    return run.plan.exists() or (run.path / "branches").exists()
 
 
 @contextmanager
@@ -275,8 +290,7 @@ def _remove_folder_on_user_error(context: Context) -> Iterator[None]:
     try:
         yield
     except TunewrightError as error:
-        trained = (context.run.path / "branches").exists()  # branches of a sweep, which may have taken hours
-        if error.exit_code == 2 and context.created and not (context.run.plan.exists() or trained):
+        if error.exit_code == 2 and context.created and not _has_plan(context.run):
             *parents, run = context.created
             shutil.rmtree(run)
             with suppress(OSError):  # another process may have put a run there

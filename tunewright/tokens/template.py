@@ -167,14 +167,14 @@ def for_method(template: Template, method: str) -> Template:
     return replace(template, kwargs={}, reason="", encoder=True) if method == "tag" else template
 
 
-def for_rows(template: Template, examples: Sequence[Example]) -> Template:
-    """The template as it is used for rows with or without thoughts: a prompt may open the thought of every answer."""
+def has_thoughts(examples: Sequence[Example]) -> bool:
     answers = (m for e in examples for m in e.messages if m.role == "assistant")
-    if (
-        template.encoder
-        or not template.tokenizer.chat_template
-        or not any(m.reasoning or "</think>" in m.content for m in answers)
-    ):
+    return any(m.reasoning or "</think>" in m.content for m in answers)
+
+
+def for_rows(template: Template, thoughts: bool) -> Template:
+    """The template as it is used for rows with or without thoughts: a prompt may open the thought of every answer."""
+    if template.encoder or not template.tokenizer.chat_template or not thoughts:
         return template
     return fitted(template, thoughts=True)
 

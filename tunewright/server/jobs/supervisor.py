@@ -11,6 +11,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from tunewright.core import programs, records
 from tunewright.core.config import Config, to_yaml
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run, disk_errors, make_folder, write_atomic
-from tunewright.data import dataset
 from tunewright.fan.jobs import Ended, Where
 from tunewright.fan.jobs import Job as Process
 from tunewright.fan.local import Local
@@ -41,13 +41,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where jobs are worked on. ``config_of``: the config of a job's run; raises TunewrightError. ``arguments``: more
-    of `work`."""
+    """Where jobs are worked on. ``config_of``: the config of a job's run; raises TunewrightError. ``read``: reads the
+    rows of a config. ``arguments``: more of `work`."""
 
     folder: Path
     jobs: Jobs
     files: Files
     config_of: Callable[[Job], Config]
+    read: Callable[[Config], Future[object]]
     arguments: tuple[str, ...] = ()
 
     def run(self, job: Job) -> Run:
@@ -82,6 +83,7 @@ class Supervisor:
     def __init__(self, workshop: Workshop, at_once: int | None = None) -> None:
         self._workshop, self._jobs = workshop, workshop.jobs
         self._local = Local(Where(on="local", at_once=at_once))
+        self._reading: dict[str, tuple[Config, Future[object]]] = {}
         self._running: dict[str, _Running] = {}
         self._ended: list[Ended] = []  # whose end is not stored yet
         self._problems: dict[str, str] = {}  # of jobs that something failed for, as last logged
@@ -112,7 +114,10 @@ class Supervisor:
                 log.exception("the supervisor failed; it tries again")
 
     def _look(self) -> None:
-        for job in self._jobs.in_state("validating_files"):
+        validating = self._jobs.in_state("validating_files")
+        for job_id in self._reading.keys() - {job.id for job in validating}:  # cancelled
+            self._reading.pop(job_id)[1].cancel()
+        for job in validating:
             self._each(job, lambda job=job: self._validate(job))  # type: ignore[misc]
         self._stop_unwanted()
         for running in self._running.values():
@@ -144,10 +149,16 @@ class Supervisor:
         return True
 
     def _validate(self, job: Job) -> None:
-        """Reads the rows as the run will: mistakes in them end the job before it waits for its turn."""
+        """The rows are read as the run will read them: mistakes in them end the job before it waits for its turn."""
         try:
-            config = self._workshop.config_of(job)
-            dataset.load(config)
+            if job.id not in self._reading:
+                config = self._workshop.config_of(job)
+                self._reading[job.id] = config, self._workshop.read(config)
+            config, reading = self._reading[job.id]
+            if not reading.done():
+                return
+            del self._reading[job.id]
+            reading.result()
             with disk_errors(self._workshop.folder):
                 make_folder(self._workshop.folder)
             write_atomic(self._config(job), to_yaml(config))

@@ -40,9 +40,11 @@ def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> 
     if not the.files.room(tenant):
         raise OverQuota(the.settings.quota)
     try:  # settings that are wrong are reported before there is a job
-        config_of_job(tenant, request, the.files, the.bases)
+        config = config_of_job(tenant, request, the.files, the.bases)
     except TunewrightError as error:
         raise of_error(error, "tunewright" if request.tunewright else None) from None
+    if the.settings.engine is not None and (why := the.bases[request.model].engine.refuses(config.adapter, None)):
+        raise bad("unsupported_parameter", f"tunewright.adapter: {why}", "tunewright")
     prefix = f"ft:{request.model}:{tenant}:{request.suffix or ''}:"
     with the.database.transaction():  # the first attempt may still be on its way
         since, digest = repeated_since(http), request.digest(tenant)

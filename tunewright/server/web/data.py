@@ -14,15 +14,13 @@ from pydantic import BaseModel, StringConstraints
 
 from tunewright.core import config as configuration
 from tunewright.core.errors import TunewrightError
-from tunewright.core.records import Audit
-from tunewright.data import dataset
-from tunewright.data.dataset import Dataset
 from tunewright.methods import METHODS
 from tunewright.server.engine.base import Base
 from tunewright.server.errors import bad
 from tunewright.server.jobs.request import JobRequest
 from tunewright.server.routes import datasets, files, fine_tuning
 from tunewright.server.routes.common import The
+from tunewright.server.rows import MOST_EDITED, Part, Row
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.files import StoredFile, of_row
@@ -31,7 +29,6 @@ from tunewright.tokens.sequences import flat
 from tunewright.tokens.template import for_rows
 
 router = APIRouter(include_in_schema=False)
-MOST_EDITED = 32 << 20  # bytes of a file whose rows are edited here
 PAGE = 10  # rows
 MOST_TOKENS = 2000  # of a row that are shown
 MOST_LISTED = 200
@@ -57,70 +54,59 @@ def from_stored(the: The, tenant: Visitor) -> Response:
 
 
 @router.get("/data/{file_id}")
-def file_page(
+async def file_page(
     the: The, tenant: Visitor, file_id: str, start: Annotated[int, Query(ge=0, le=10**9)] = 0, flagged: bool = False
 ) -> Response:
-    file = files.file_of(the, tenant, file_id)
-    base = next(iter(the.bases.values()))
-    common = {"file": file, "bases": list(the.bases), "editable": _rows_as_lines(the, file) is not None}
+    file = await asyncio.to_thread(files.file_of, the, tenant, file_id)
+    common = {"file": file, "bases": list(the.bases)}
     try:
-        data = dataset.load(_config(the, file))
-        audit = Audit.model_validate(data.audit_json(), strict=False)
+        page = await asyncio.wrap_future(
+            the.reader.submit(_config(the, file), Part(start=start, count=PAGE, flagged=flagged))
+        )
     except TunewrightError as error:
         problems = [str(p) for p in error.problems[:50]]
         return shown("file.html.j2", tenant, "data", {**common, "audit": None, "problems": problems})
-    reasons = _reasons(audit)
-    chosen = sorted(reasons) if flagged else range(len(data.examples))
-    rows = [_row(data, base, i, reasons.get(i, [])) for i in itertools.islice(chosen, start, start + PAGE)]
-    more = start + PAGE if start + PAGE < len(chosen) else None
-    of_rows = {"rows": rows, "more": more, "start": start, "flagged": flagged, "flags": len(reasons)}
-    return shown("file.html.j2", tenant, "data", {**common, **of_rows, "audit": audit, "problems": []})
+    assert page is not None
+    base = next(iter(the.bases.values()))
+    of_page = {"more": page.more, "flags": page.flags, "audit": page.audit, "problems": []}
+
+    def with_rows() -> Response:
+        rows = [_row(row, base, page.thoughts) for row in page.rows]
+        editable = page.are_lines and _may_be_lines(file)
+        values = {**common, **of_page, "editable": editable, "rows": rows, "start": start, "flagged": flagged}
+        return shown("file.html.j2", tenant, "data", values)
+
+    return await asyncio.to_thread(with_rows)
 
 
 def _config(the: Service, file: StoredFile) -> configuration.Config:
     return configuration.load(None, [f"data.train={json.dumps(str(the.files.path(file)))}"])
 
 
-def _rows_as_lines(the: Service, file: StoredFile) -> list[bytes] | None:
-    """The lines of a file; None if it cannot be edited, because not every row is a line."""
-    if file.filename.lower().endswith((".csv", ".json", ".parquet")) or file.bytes > MOST_EDITED:
-        return None
-    lines = the.files.path(file).read_bytes().split(b"\n")
-    return lines if all(_is_row(line.strip()) for line in lines if line.strip()) else None
+def _may_be_lines(file: StoredFile) -> bool:
+    return not file.filename.lower().endswith((".csv", ".json", ".parquet")) and file.bytes <= MOST_EDITED
 
 
-def _is_row(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+def _lines(the: Service, file: StoredFile) -> list[bytes] | None:
+    """None if the file cannot be edited. Whether each line is a row, the page of the file has asked."""
+    return the.files.path(file).read_bytes().split(b"\n") if _may_be_lines(file) else None
 
 
-def _reasons(audit: Audit) -> dict[int, list[str]]:
-    """Why rows are flagged."""
-    reasons: dict[int, list[str]] = {}
-    for finding in audit.findings:
-        if finding.level != "notice":
-            for row in finding.rows:
-                reasons.setdefault(row, []).append(finding.message)
-    for suspect in audit.suspects:
-        message = f"the label {suspect.given!r} looks wrong: more likely {suspect.predicted!r}"
-        reasons.setdefault(suspect.row, []).append(message)
-    return reasons
-
-
-def _row(data: Dataset, base: Base, row: int, reasons: list[str]) -> JsonObject:
+def _row(row: Row, base: Base, thoughts: bool) -> JsonObject:
     """A row as the model sees it: its text in pieces, of which the targets are marked."""
-    example = data.examples[row]
+    line = row.where.rpartition(":")[2]
     shown: JsonObject = {
-        "number": row,
-        "line": int(example.where.rpartition(":")[2]) if example.where.rpartition(":")[2].isdigit() else None,
-        "side": data.sides[row],
-        "reasons": reasons,
+        "number": row.number,
+        "line": int(line) if line.isdigit() else None,
+        "side": row.side,
+        "reasons": row.reasons,
     }
+    example = row.example
+    if example is None:
+        return {**shown, "pieces": [], "tokens": 0, "targets": 0, "problem": "The row is too long to be shown."}
     try:
-        template = for_rows(base.template, data.examples)
-        sequences = flat(METHODS["sft"].prepare(template, example, row, base.facts.context))
+        template = for_rows(base.template, thoughts)
+        sequences = flat(METHODS["sft"].prepare(template, example, row.number, base.facts.context))
     except TunewrightError as error:
         return {**shown, "pieces": [], "tokens": 0, "targets": 0, "problem": str(error)}
     ids, weights = sequences[0].ids[:MOST_TOKENS], sequences[0].weights
@@ -136,7 +122,7 @@ async def edit(the: The, tenant: Visitor, http: Request, file_id: str) -> Respon
     """A new file, without the rows of `drop` and with the text of `row-LINE` in place of that line. The old file stays;
     the new one names it."""
     file = files.file_of(the, tenant, file_id)
-    lines = await asyncio.to_thread(_rows_as_lines, the, file)
+    lines = await asyncio.to_thread(_lines, the, file)
     if lines is None:
         raise bad("invalid_value", "Only files with a row on each line can be edited here.", "file")
     async with http.form(max_fields=4 * PAGE) as form:
@@ -170,7 +156,7 @@ def _one_line(text: str, line: int) -> bytes:
 def line_text(the: The, tenant: Visitor, file_id: str, line: int) -> Response:
     """A line as it is in the file, for the form that edits it."""
     file = files.file_of(the, tenant, file_id)
-    lines = _rows_as_lines(the, file) or []
+    lines = _lines(the, file) or []
     text = lines[line - 1].decode("utf-8", "replace") if 1 <= line <= len(lines) else ""
     return shown("line.html.j2", tenant, "data", {"line": line, "text": text})
 
