@@ -51,7 +51,7 @@ class Timed:
 class Group:
     """A method. ``scripts``: of our process and of the peer's. ``common``: given to both. ``tried``: the workload on
     which the settings of the peer are tried; ``plain``: the setting for loss curves. ``equal``: what is the same on
-    both sides, and what is not, in words. ``seconds``: to try the settings; ``start``: until both sides are ready."""
+    both sides, and what is not, in words. ``seconds``: to try a setting; ``start``: until both sides are ready."""
 
     peer: str
     scripts: tuple[str, str]
@@ -149,7 +149,7 @@ DPO = Group(
     tried="pairs",
     plain="float32",
     equal="the reference is computed before the first step, which is not timed",
-    seconds=120,
+    seconds=30,
     start=45,
 )
 KTO = Group(
@@ -170,7 +170,7 @@ KTO = Group(
     "the answer of the row before it, on both sides. TRL knows these answers before the first step and computes their "
     "reference once; tunewright draws other ones in each epoch, and computes their reference in every step. Passes of "
     "fewer rows than a step change the mathematics of TRL's: z0 is that of the pass",
-    seconds=150,
+    seconds=35,
     start=45,
 )
 GRPO = Group(
@@ -201,7 +201,7 @@ GRPO = Group(
     "40 tokens: TRL may not sample an end before, tunewright does not stop at one. The tokens differ, because random "
     "numbers do. Ours also writes its samples to a file and computes four log-probabilities again; TRL grades in its "
     "own process, ours in another",
-    seconds=150,
+    seconds=35,
     start=45,
 )
 HEAD_ROWS = Workload("head", "", 200, (48, 48), 3, 16, 6.0)
@@ -230,7 +230,7 @@ HEAD = Group(
     plain="float32",
     equal="a head of zeros and the adapter of the other workloads, by transformers' class for sequence classification, "
     "PEFT and Trainer",
-    seconds=150,
+    seconds=35,
     start=30,
 )
 GROUPS = {"dpo": DPO, "kto": KTO, "grpo": GRPO, "head": HEAD}

@@ -16,34 +16,29 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
     """(group, workload, what was measured), in the order of `GROUPS`."""
     for name, group in GROUPS.items():
         for workload in group.workloads:
-            if row := result["groups"].get(name, {}).get(workload):
+            if row := result["groups"].get(name, {}).get("workloads", {}).get(workload):
                 yield name, workload, row
 
 
 def table(result: dict[str, Any]) -> str:
-    versions: dict[str, str] = {}
-    for _, _, row in rows_of(result):
-        for given in row["versions"].values():
-            versions |= given
+    versions = {k: v for _, _, row in rows_of(result) for own in row["versions"].values() for k, v in own.items()}
+    libraries = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     lines = [
         "# Methods\n",
-        f"`{result['command']}`: {result['machine']}, {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}.",
+        f"`python benchmarks/methods.py`: {result['machine']}; {libraries}.",
         f"SmolLM2-135M, LoRA of rank 16; ours in {result['dtype']}. Speedup over the peer's best setting below:",
         "median and range of the rounds.\n",
         "| one step of | speedup | target | rounds | ours, s | peer, s | peak memory, ours / peer | GFLOP/s |",
         "|---|---|---|---|---|---|---|---|",
         *(_row(name, workload, row) for name, workload, row in rows_of(result)),
     ]
-    for name, group in GROUPS.items():
-        stored = result["groups"].get(name, {})
-        if "settings" in stored:
-            lines += [f"\n{name}, {group.peer}: {group.equal}.\n", "| setting | s per step |", "|---|---|"]
-            tried = stored["settings"]["tried"].items()
-            lines += [
-                f"| {s} | {t['why'] if t['seconds'] is None else format(t['seconds'], '.2f')} |" for s, t in tried
-            ]
-        if "curve" in stored:
-            lines.append(f"\n{_curve(stored['curve'], group.curve.description if group.curve else '')}")
+    for name, stored in result["groups"].items():
+        group = GROUPS[name]
+        lines += [f"\n{name}, {group.peer}: {group.equal}.\n", "| setting | s per step |", "|---|---|"]
+        tried = stored["settings"].items()
+        lines += [f"| {s} | {t['why'] if t['seconds'] is None else format(t['seconds'], '.2f')} |" for s, t in tried]
+        if group.curve is not None:
+            lines += [f"\n{_curve(curve, group.curve.description)}" for curve in stored["curves"].values()]
     return "\n".join([*lines, ""])
 
 
@@ -74,7 +69,5 @@ def _curve(curve: dict[str, Any], description: str) -> str:
 
 def disagreeing(result: dict[str, Any]) -> list[str]:
     """The groups whose float32 loss curves differ."""
-    curves = {
-        name: stored["curve"]["losses"].values() for name, stored in result["groups"].items() if "curve" in stored
-    }
-    return [name for name, (ours, theirs) in curves.items() if largest_difference(ours, theirs) > MOST_DIFFERENCE]
+    curves = [(name, c["losses"].values()) for name, s in result["groups"].items() for c in s["curves"].values()]
+    return [name for name, (ours, theirs) in curves if largest_difference(ours, theirs) > MOST_DIFFERENCE]

@@ -11,8 +11,8 @@ as many rounds or steps is not repeated. Fails if loss curves disagree.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import math
 import re
 import sys
 import tempfile
@@ -33,17 +33,16 @@ from tunewright.system.machine import Machine
 
 TOO_SLOW = 3  # times as long as in float32
 HOPELESS = 10  # times as long for a product: not tried
-Print = Callable[[str], None]
 
 
 class Bench:
     """One group. ``folder``: for what its processes read and write."""
 
-    def __init__(self, group: Group, folder: Path, here: Machine, report: Print) -> None:
+    def __init__(self, group: Group, folder: Path, here: Machine) -> None:
         from tunewright.model import loading
         from tunewright.tokens.template import load_template
 
-        self.group, self.folder, self.here, self.report = group, folder, here, report
+        self.group, self.folder, self.here = group, folder, here
         self.model = loading.resolve("smollm2-135m")
         self.template = load_template(self.model)
         folder.mkdir()
@@ -69,54 +68,41 @@ class Bench:
         setup = self.setup(timed, name, self.group.settings[name])
         return Subject(PEERS, HERE / self.group.scripts[1], setup, within)
 
-    @property
-    def tried(self) -> Timed:
-        return self.group.workloads[self.group.tried]
+    def setting(self, name: str, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Seconds until the peer is ready, and of a step in this setting, after a small one to warm up; or why there
+        are none. ``before``: the same of other settings, those in float32 first."""
+        if self.hopeless(name):
+            speeds = f"{self.here.bf16_gflops:g} GFLOP/s in bf16, {self.here.fp32_gflops:g} in float32"
+            return {"seconds": None, "why": f"dropped: products run at {speeds}"}
+        most: dict[str, float | None] = {"start": None, "seconds": None}
+        if self.in_bf16(name):
+            for key in most:
+                known = [b[key] for other, b in before.items() if not self.in_bf16(other) and b["seconds"]]
+                most[key] = TOO_SLOW * min(known) if known else None
+        subject = self.peer(self.group.workloads[self.group.tried], name, most["start"])
+        seconds = subject.step(most["seconds"]).get("seconds")
+        subject.end()
+        if seconds is None:
+            print(f"{name} has ended; its log: {subject.log}", file=sys.stderr)
+            why = f"dropped: died, or over {TOO_SLOW} times as long as in float32" if most["seconds"] else "died"
+            return {"seconds": None, "why": why}
+        return {"seconds": seconds, "start": subject.start_seconds}
 
-    def settings(self) -> dict[str, Any]:
-        """Seconds of a step in every setting of the peer, after a small one to warm up, or why there are none; and the
-        fastest setting."""
-        self.ours(self.tried).end()
-        tried: dict[str, dict[str, Any]] = {}
-        start, most = math.inf, math.inf  # of float32, which comes first
-        for name in sorted(self.group.settings, key=self._in_bf16):
-            if not self._in_bf16(name):
-                own, seconds = self._try(name, None, None)
-                start, most = min(start, own), min(most, seconds)
-            elif HOPELESS * self.here.bf16_gflops < self.here.fp32_gflops:
-                seconds = math.inf
-            else:
-                _, seconds = self._try(name, TOO_SLOW * start, TOO_SLOW * most)
-            tried[name] = {"seconds": seconds} if seconds < math.inf else {"seconds": None, "why": self._why(name)}
-            self.report(f"  {name}: {f'{seconds:.2f} s' if seconds < math.inf else tried[name]['why']}")
-        timed = {name: t["seconds"] for name, t in tried.items() if t["seconds"]}
-        if not timed:
-            sys.exit(f"no setting of {self.group.peer} works; its logs: {self.folder}")
-        return {"tried": tried, "best": min(timed, key=timed.__getitem__)}
-
-    def _in_bf16(self, name: str) -> bool:
+    def in_bf16(self, name: str) -> bool:
+        """TRL's default."""
         return bool(self.group.settings[name]["settings"].get("bf16", True))
 
-    def _try(self, name: str, start: float | None, most: float | None) -> tuple[float, float]:
-        """Seconds until the peer is ready, and of a step; infinite where it died, or took longer than given."""
-        subject = self.peer(self.tried, name, start)
-        seconds = subject.step(most).get("seconds", math.inf)
-        subject.end()
-        return subject.start_seconds, seconds
+    def hopeless(self, name: str) -> bool:
+        return self.in_bf16(name) and HOPELESS * self.here.bf16_gflops < self.here.fp32_gflops
 
-    def _why(self, name: str) -> str:
-        if not self._in_bf16(name):
-            return "died"
-        here = self.here
-        if HOPELESS * here.bf16_gflops < here.fp32_gflops:
-            products = f"products run at {here.bf16_gflops:g} GFLOP/s in bf16, at {here.fp32_gflops:g} in float32"
-            return f"dropped: {products}"
-        return f"dropped: died, or more than {TOO_SLOW} times as long as in float32"
+    def adapter(self) -> None:
+        """Have the adapter written that settings are tried with."""
+        self.ours(self.group.workloads[self.group.tried]).end()
 
     def side_by_side(self, timed: Timed, best: str, rounds: int) -> dict[str, Any]:
         """Rounds of one step of each, in alternating order."""
         taken, ends = take_turns([self.ours(timed), self.peer(timed, best)], rounds)
-        row = {
+        return {
             "seconds": {n: [t.get("seconds") for t in steps] for n, steps in taken.items()},
             "losses": {n: [t.get("loss") for t in steps] for n, steps in taken.items()},
             "peak_gb": {n: end.get("peak_gb") for n, end in ends.items()},
@@ -124,8 +110,6 @@ class Bench:
             "rounds": rounds,
             "best": best,
         }
-        self.report(f"  seconds: {row['seconds']}")
-        return row
 
     def curves(self, timed: Timed, steps: int) -> dict[str, Any]:
         """Losses in float32, one side after the other."""
@@ -142,29 +126,49 @@ class Bench:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a group's results. ``seconds``: predicted. ``enough``: whether a stored part need not be repeated."""
+    """A part of a group's results. ``kind``: settings, workloads or curves. ``seconds``: predicted. ``enough``: whether
+    a stored part need not be repeated."""
 
+    kind: str
     name: str
     seconds: float
     compute: Callable[[], dict[str, Any]]
     enough: Callable[[dict[str, Any]], bool] = bool
 
 
-def parts(bench: Bench, stored: Mapping[str, Any], rounds: int, steps: int) -> list[Part]:
-    """In the order in which they are computed; ``stored`` has those before."""
+Stored = dict[str, dict[str, Any]]  # kind -> name -> what was measured
+
+
+def parts(bench: Bench, stored: Stored, rounds: int, steps: int) -> list[Part]:
+    """In the order in which they are computed; each reads those before it in ``stored``."""
     group, slower = bench.group, REFERENCE_GFLOPS / bench.here.fp32_gflops
 
-    def timed(workload: Timed) -> Callable[[], dict[str, Any]]:
-        return lambda: bench.side_by_side(workload, stored["settings"]["best"], rounds)
+    def setting(name: str) -> Callable[[], dict[str, Any]]:
+        return lambda: bench.setting(name, stored["settings"])
 
-    made = [Part("settings", slower * group.seconds, bench.settings)]
+    def timed(workload: Timed) -> Callable[[], dict[str, Any]]:
+        return lambda: bench.side_by_side(workload, best(stored["settings"]), rounds)
+
+    made = []
+    for name in sorted(group.settings, key=bench.in_bf16):
+        predicted = 0.0 if bench.hopeless(name) else slower * group.seconds
+        made.append(Part("settings", name, predicted, setting(name)))
     for name, workload in group.workloads.items():
         predicted = slower * (group.start + rounds * workload.seconds)
-        made.append(Part(name, predicted, timed(workload), lambda row: row["rounds"] >= rounds))
+        made.append(Part("workloads", name, predicted, timed(workload), lambda row: row["rounds"] >= rounds))
     if steps and (curve := group.curve) is not None:
         predicted = slower * (group.start + steps * curve.seconds)
-        made.append(Part("curve", predicted, lambda: bench.curves(curve, steps), lambda c: c["steps"] >= steps))
+        compute = functools.partial(bench.curves, curve, steps)
+        made.append(Part("curves", group.plain, predicted, compute, lambda c: c["steps"] >= steps))
     return made
+
+
+def best(settings: Mapping[str, Any]) -> str:
+    """The fastest setting."""
+    timed = {name: s["seconds"] for name, s in settings.items() if s["seconds"]}
+    if not timed:
+        sys.exit("the peer works in no setting")
+    return min(timed, key=timed.__getitem__)
 
 
 def stored_in(out: Path, where: str) -> dict[str, Any]:
@@ -192,22 +196,25 @@ def main() -> None:
     environment()
     here, work = machine.measure(), Path(tempfile.mkdtemp(prefix="tunewright-methods-"))
     result = stored_in(asked.out, f"{here.cores} threads of {here.processor}")
-    result |= {"command": f"python benchmarks/methods.py {' '.join(sys.argv[1:])}".strip(), "dtype": here.dtype}
+    result["dtype"] = here.dtype
 
     def report(line: str) -> None:
         print(f"[{time.monotonic() - begun:5.0f} s] {line}", file=sys.stderr, flush=True)
 
     for name in asked.only:
-        stored = result["groups"].setdefault(name, {})
-        bench = Bench(GROUPS[name], work / name, here, report)
+        stored: Stored = result["groups"].setdefault(name, {"settings": {}, "workloads": {}, "curves": {}})
+        bench = Bench(GROUPS[name], work / name, here)
         due = parts(bench, stored, asked.rounds, asked.curve_steps)
-        due = [p for p in due if asked.again or p.name not in stored or not p.enough(stored[p.name])]
-        report(f"{name}: {', '.join(f'{p.name} about {p.seconds:.0f} s' for p in due) or 'nothing to do'}")
+        due = [p for p in due if asked.again or p.name not in stored[p.kind] or not p.enough(stored[p.kind][p.name])]
+        report(f"{name}: {len(due)} parts, about {sum(p.seconds for p in due):.0f} s")
+        if any(p.kind == "settings" for p in due):
+            bench.adapter()
         for part in due:
+            report(f"{name}, {part.kind}, {part.name}: about {part.seconds:.0f} s")
             start = time.monotonic()
-            stored[part.name] = {**part.compute(), "gflops": here.fp32_gflops}
-            stored[part.name]["took"] = round(time.monotonic() - start, 1)
-            report(f"{name}, {part.name}: took {stored[part.name]['took']:.0f} s")
+            done = {**part.compute(), "gflops": here.fp32_gflops}
+            stored[part.kind][part.name] = {**done, "took": round(time.monotonic() - start, 1)}
+            report(f"  {done.get('seconds', '')} {done.get('why', '')}")
             asked.out.write_text(json.dumps(result, indent=1) + "\n")
             asked.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
     print(table(result))
