@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -43,8 +45,6 @@ class Wire:
 
 def serve(step: Callable[[int], float], wire: Wire) -> None:
     """Take steps 0, 1, ... on request. ``step`` returns its loss."""
-    import time
-
     wire.send(ready=True)
     number = 0
     while wire.wait():
@@ -65,10 +65,11 @@ def take_turns(subjects: list[Subject], rounds: int) -> tuple[dict[str, list[dic
 
 
 class Subject:
-    """The end that times: starts a process and requests its steps."""
+    """The end that times: starts a process and requests its steps. One that takes longer than ``within`` seconds to
+    start is ended."""
 
-    def __init__(self, python: Path, script: Path, setup: dict[str, Any]) -> None:
-        self.name = str(setup["name"])
+    def __init__(self, python: Path, script: Path, setup: dict[str, Any], within: float | None = None) -> None:
+        self.name, begun = str(setup["name"]), time.monotonic()
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -86,12 +87,14 @@ class Subject:
             env=environment,
         )
         self._send(json.dumps(setup))
-        self.ready = bool(self._receive().get("ready"))
+        self.ready = bool(self._receive(within).get("ready"))
+        self.start_seconds = time.monotonic() - begun
 
-    def step(self) -> dict[str, float]:
-        """{"loss", "seconds"}, or {} if the process has died (most likely out of memory)."""
+    def step(self, within: float | None = None) -> dict[str, float]:
+        """{"loss", "seconds"}, or {} if the process has died (most likely out of memory), or was ended because it took
+        longer than ``within`` seconds."""
         self._send("step")
-        return self._receive()
+        return self._receive(within)
 
     def end(self) -> dict[str, Any]:
         """{"peak_gb", "versions"}, or {} if the process has died."""
@@ -107,7 +110,10 @@ class Subject:
         except BrokenPipeError:
             self.ready = False
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, within: float | None = None) -> dict[str, Any]:
         assert self.process.stdout is not None
+        # Nothing is buffered: each line is the answer to one of ours, and is read before the next is sent.
+        if within is not None and not select.select([self.process.stdout], [], [], within)[0]:
+            self.process.kill()
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {}

@@ -27,7 +27,7 @@ def main() -> None:
     names = ("prompt", "chosen", "rejected")
     trainer = Tokenized(
         model=tuned_model(setup),
-        args=DPOConfig(beta=setup["beta"], **settings(setup)),
+        args=DPOConfig(beta=setup["beta"], max_length=None, **settings(setup)),
         train_dataset=Dataset.from_list([{f"{name}_ids": r[name] for name in names} for r in rows]),
         processing_class=AutoTokenizer.from_pretrained(setup["model"]),
         callbacks=[StepOnRequest(wire)],

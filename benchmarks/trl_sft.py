@@ -20,7 +20,7 @@ def main() -> None:
     rows = json.loads(Path(setup["rows"]).read_text(encoding="utf-8"))
     trainer = SFTTrainer(
         model=tuned_model(setup),
-        args=SFTConfig(**settings(setup)),
+        args=SFTConfig(max_length=None, **settings(setup)),
         train_dataset=Dataset.from_list([{"input_ids": r["ids"], "labels": r["labels"]} for r in rows]),
         processing_class=AutoTokenizer.from_pretrained(setup["model"]),
         callbacks=[StepOnRequest(wire)],

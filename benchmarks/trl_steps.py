@@ -12,13 +12,16 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 
 class StepOnRequest(TrainerCallback):
-    def __init__(self, wire: Wire) -> None:
+    """``labels``: of the eight tokens that warm up."""
+
+    def __init__(self, wire: Wire, labels: torch.Tensor | None = None) -> None:
         self.wire, self.start, self.seconds = wire, 0.0, 0.0
+        self.labels = torch.arange(8)[None] if labels is None else labels
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         model = more["model"]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+            model(input_ids=torch.arange(8)[None], labels=self.labels).loss.backward()
         model.zero_grad()
         self.wire.send(ready=True)
 
@@ -35,15 +38,16 @@ class StepOnRequest(TrainerCallback):
             self.wire.send(loss=float(logs["loss"]), seconds=self.seconds)
 
 
-def tuned_model(setup: dict[str, Any]) -> Any:
+def tuned_model(setup: dict[str, Any], kind: Any = AutoModelForCausalLM, **more: Any) -> Any:
     """The base with the adapter that all systems begin with."""
     dtype = torch.bfloat16 if setup["dtype"] == "bfloat16" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(setup["model"], dtype=dtype)
+    base = kind.from_pretrained(setup["model"], dtype=dtype, **more)
     return PeftModel.from_pretrained(base, setup["adapter"], is_trainable=True)
 
 
 def settings(setup: dict[str, Any]) -> dict[str, Any]:
-    """Of a trainer: rows in the order of the file, a constant rate, and what the setup adds."""
+    """Of a trainer: rows in the order of the file, a constant rate, and what the setup adds. TRL's trainers compute in
+    bfloat16 unless the setup has ``bf16`` false."""
     return {
         "output_dir": setup["folder"],
         "per_device_train_batch_size": setup.get("micro", setup["batch"]),
@@ -51,7 +55,6 @@ def settings(setup: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": setup["lr"],
         "lr_scheduler_type": "constant",
         "max_steps": 1000,
-        "max_length": None,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
