@@ -20,10 +20,10 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # continue from others, and rows could have no answer. Methods other than fine-tuning and distillation have a budget of
 # their own, with their evidence. 3,000 were enough for the server without responses, batches, stored chats and a
 # dashboard; 5,000 until vLLM could take the place of its engine; 5,700 until one batch did not wait for another, and a
-# full disk or a refused process paused a job.
+# full disk or a refused process paused a job; 5,900 until rows were read by processes with limits.
 # For the methods, 3,000 were enough without vectors, encoders, tags, teachers, reward models and outside samplers;
-# these also read other rows and write other folders.
-BUDGET = {"server": 5_900, "data": 6_200, "export": 2_800, "scale": 2_500, "methods": 5_700, "all else": 17_300}
+# these also read other rows and write other folders; 5,700 until reward models could grade and students write.
+BUDGET = {"server": 6_150, "data": 6_200, "export": 2_800, "scale": 2_500, "methods": 5_950, "all else": 17_300}
 PROCESSES = ("stages/worker.py", "stages/process.py")
 SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")
