@@ -19,9 +19,11 @@ from server_running import SHORT_JOB, finished, running
 from tunewright.core.config import Config, load
 from tunewright.core.errors import DataError
 from tunewright.data import dataset
+from tunewright.data.messages import from_json
+from tunewright.report import rows as shown
+from tunewright.report.rows import Part
 from tunewright.server import rows
-from tunewright.server.reader import Reader, ReadingLimits
-from tunewright.server.rows import Part
+from tunewright.server.rows import Reader, ReadingLimits
 from tunewright.server.service import Settings
 
 HELLO: Any = [{"role": "user", "content": "x"}]
@@ -51,12 +53,11 @@ def reader() -> Iterator[Reader]:
 
 def test_another_process_says_what_this_one_would(reader: Reader, tmp_path: Path) -> None:
     good, part = config(write_chat_rows(tmp_path / "good.jsonl", 60)), Part(start=50, count=8, flagged=False)
-    assert reader.submit(good).result() is None
+    assert reader.submit(good).result() == {}
     page = reader.submit(good, part).result()
-    assert page == rows.read(good, part)
-    assert page is not None
-    assert ([row.number for row in page.rows], page.more) == (list(range(50, 58)), 58)
-    assert [row.example for row in page.rows] == list(dataset.load(good).examples[50:58])
+    assert page == shown.page(dataset.load(good), tmp_path / "good.jsonl", part)
+    assert ([row["number"] for row in page["rows"]], page["more"]) == (list(range(50, 58)), 58)
+    assert [from_json(row["example"]) for row in page["rows"]] == list(dataset.load(good).examples[50:58])
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n' * 60)
     bad = config(tmp_path / "bad.jsonl")
     with pytest.raises(DataError) as here:
@@ -77,39 +78,38 @@ def test_rows_are_shown_as_they_are_trained_on(reader: Reader, tmp_path: Path) -
     ]
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     chats = [{"messages": [{"role": "user", "content": f"add {n}"}, *turns], "tools": [tool]} for n in range(20)]
-    chats[3]["messages"][0]["content"] = "x" * (rows.MOST_CHARACTERS + 1)  # type: ignore[index]
+    chats[3]["messages"][0]["content"] = "x" * (shown.MOST_CHARACTERS + 1)  # type: ignore[index]
     texts = [{"text": f"document {n} has {n * 37 % 101} words about {n * n}"} for n in range(20)]
     for name, given in (("chats", chats), ("texts", texts)):
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in given))
         page = reader.submit(config(file), Part(start=0, count=20, flagged=False)).result()
-        assert page is not None
         examples: list[Any] = list(dataset.load(config(file)).examples)
         if name == "chats":
             examples[3] = None
-        assert [row.example for row in page.rows] == examples
+        assert [row["example"] and from_json(row["example"]) for row in page["rows"]] == examples
 
 
 def test_a_process_that_ends_is_an_error_with_a_fix_and_is_replaced(reader: Reader, tmp_path: Path, slow: Path) -> None:
     good = config(write_chat_rows(tmp_path / "good.jsonl", 60))
-    (idle,) = reader._idle
+    (idle,) = reader._processes._idle
     os.kill(idle.started.pid, signal.SIGKILL)
     idle.started.wait()
-    assert reader.submit(good).result() is None
+    assert reader.submit(good).result() == {}
     reading = reader.submit(config(slow))
-    while not reader._busy:
+    while not reader._processes._busy:
         time.sleep(0.01)
-    os.kill(reader._busy[0].started.pid, signal.SIGKILL)
+    os.kill(reader._processes._busy[0].started.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"DATA_READING.* memory"):
         reading.result()
-    assert reader.submit(good).result() is None
+    assert reader.submit(good).result() == {}
 
 
 def test_what_takes_too_long_is_given_up(tmp_path: Path, slow: Path) -> None:
     reader = Reader(ReadingLimits(seconds=0.3, per_mib=0.0))
     with pytest.raises(DataError, match=r"longer than 0 s.* Fix: upload fewer"):
         reader.submit(config(slow)).result()
-    assert (reader._idle, reader._busy) == ([], [])
+    assert (reader._processes._idle, reader._processes._busy) == ([], [])
     reader.close()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 # What JSON can express.
@@ -226,6 +226,21 @@ class Text:
 
 
 Example = Chat | Text
+
+
+def to_json(example: Example) -> dict[str, Any]:
+    """What supervised fine-tuning reads of a row, for `from_json`."""
+    if isinstance(example, Text):
+        return {"where": example.where, "text": example.text}
+    messages = [{**m.to_json(), "trained": m.trained} for m in example.messages]
+    return {"where": example.where, "messages": messages, "tools": list(example.tools)}
+
+
+def from_json(data: dict[str, Any]) -> Example:
+    if "text" in data:
+        return Text(data["text"], data["where"])
+    messages = (replace(Message.from_json(m), trained=m["trained"]) for m in data["messages"])
+    return Chat(tuple(messages), data["where"], tuple(data["tools"]))
 
 
 def is_reference(example: Example) -> bool:

@@ -19,7 +19,7 @@ from tunewright.server.engine.vllm import Remote
 from tunewright.server.jobs.request import JobRequest, config_of
 from tunewright.server.jobs.supervisor import Supervisor, Workshop
 from tunewright.server.models import Catalogue
-from tunewright.server.reader import Reader, ReadingLimits
+from tunewright.server.rows import Reader, ReadingLimits
 from tunewright.server.store.batches import Batches
 from tunewright.server.store.completions import Completions
 from tunewright.server.store.database import Database

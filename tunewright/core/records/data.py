@@ -98,6 +98,18 @@ class Audit(Record):
     sides: dict[Side, int] = Field(description="Rows per side; a side without rows is absent.")
     sha256: str = Field(description="Hash over all data files.")
 
+    def reasons(self) -> dict[int, list[str]]:
+        """Why rows are flagged, by their number."""
+        reasons: dict[int, list[str]] = {}
+        for finding in self.findings:
+            if finding.level != "notice":
+                for row in finding.rows:
+                    reasons.setdefault(row, []).append(finding.message)
+        for suspect in self.suspects:
+            message = f"the label {suspect.given!r} looks wrong: more likely {suspect.predicted!r}"
+            reasons.setdefault(suspect.row, []).append(message)
+        return reasons
+
 
 class SplitRow(Line):
     """The side of the split that a row is assigned to, permanently. Rows are numbered from 0."""

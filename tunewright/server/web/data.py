@@ -14,13 +14,15 @@ from pydantic import BaseModel, StringConstraints
 
 from tunewright.core import config as configuration
 from tunewright.core.errors import TunewrightError
+from tunewright.core.records import Audit
+from tunewright.data.messages import from_json
 from tunewright.methods import METHODS
+from tunewright.report.rows import MOST_EDITED, Part
 from tunewright.server.engine.base import Base
 from tunewright.server.errors import bad
 from tunewright.server.jobs.request import JobRequest
 from tunewright.server.routes import datasets, files, fine_tuning
 from tunewright.server.routes.common import The
-from tunewright.server.rows import MOST_EDITED, Part, Row
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.files import StoredFile, of_row
@@ -59,21 +61,19 @@ async def file_page(
 ) -> Response:
     file = await asyncio.to_thread(files.file_of, the, tenant, file_id)
     common = {"file": file, "bases": list(the.bases)}
+    part = Part(start=start, count=PAGE, flagged=flagged)
     try:
-        page = await asyncio.wrap_future(
-            the.reader.submit(_config(the, file), Part(start=start, count=PAGE, flagged=flagged))
-        )
+        page = await asyncio.wrap_future(the.reader.submit(_config(the, file), part))
     except TunewrightError as error:
         problems = [str(p) for p in error.problems[:50]]
         return shown("file.html.j2", tenant, "data", {**common, "audit": None, "problems": problems})
-    assert page is not None
     base = next(iter(the.bases.values()))
-    of_page = {"more": page.more, "flags": page.flags, "audit": page.audit, "problems": []}
 
     def with_rows() -> Response:
-        rows = [_row(row, base, page.thoughts) for row in page.rows]
-        editable = page.are_lines and _may_be_lines(file)
-        values = {**common, **of_page, "editable": editable, "rows": rows, "start": start, "flagged": flagged}
+        audit = Audit.model_validate(page["audit"], strict=False)
+        rows = [_row(row, base, page["thoughts"]) for row in page["rows"]]
+        of_page = {"audit": audit, "rows": rows, "editable": page["are_lines"] and _may_be_lines(file)}
+        values = {**common, **page, **of_page, "start": start, "flagged": flagged, "problems": []}
         return shown("file.html.j2", tenant, "data", values)
 
     return await asyncio.to_thread(with_rows)
@@ -92,21 +92,16 @@ def _lines(the: Service, file: StoredFile) -> list[bytes] | None:
     return the.files.path(file).read_bytes().split(b"\n") if _may_be_lines(file) else None
 
 
-def _row(row: Row, base: Base, thoughts: bool) -> JsonObject:
+def _row(row: JsonObject, base: Base, thoughts: bool) -> JsonObject:
     """A row as the model sees it: its text in pieces, of which the targets are marked."""
-    line = row.where.rpartition(":")[2]
-    shown: JsonObject = {
-        "number": row.number,
-        "line": int(line) if line.isdigit() else None,
-        "side": row.side,
-        "reasons": row.reasons,
-    }
-    example = row.example
-    if example is None:
+    line = row["where"].rpartition(":")[2]
+    shown = {**row, "line": int(line) if line.isdigit() else None}
+    if row["example"] is None:
         return {**shown, "pieces": [], "tokens": 0, "targets": 0, "problem": "The row is too long to be shown."}
     try:
         template = for_rows(base.template, thoughts)
-        sequences = flat(METHODS["sft"].prepare(template, example, row.number, base.facts.context))
+        prepare = METHODS["sft"].prepare
+        sequences = flat(prepare(template, from_json(row["example"]), row["number"], base.facts.context))
     except TunewrightError as error:
         return {**shown, "pieces": [], "tokens": 0, "targets": 0, "problem": str(error)}
     ids, weights = sequences[0].ids[:MOST_TOKENS], sequences[0].weights
