@@ -136,6 +136,7 @@ SHORT_REAL_JOB = {
     "train.steps": 2,
     "train.batch_size": 2,
     "train.eval_every": 2,
+    "split.dev": 0.02,
     "prove.evidence": "plain",
     "prove.few_shot": [],
     "prove.max_test_rows": 4,

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tunewright.core.records import Audit
 from tunewright.data.dataset import Dataset
@@ -26,7 +25,7 @@ class Part:
     flagged: bool
 
 
-def page(data: Dataset, file: Path, part: Part) -> dict[str, Any]:
+def page(data: Dataset, file: Path, part: Part) -> dict[str, object]:
     audit = Audit.model_validate(data.audit_json(), strict=False)
     reasons, end = audit.reasons(), part.start + part.count
     chosen = sorted(reasons) if part.flagged else range(len(data.examples))

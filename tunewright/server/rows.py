@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, TunewrightError, data_error
@@ -37,7 +35,7 @@ class ReadingLimits:
 class WrongRows(DataError):
     """As the process that read the rows reports it: the text of the error, and its first problems."""
 
-    def __init__(self, wrong: Mapping[str, Any]) -> None:
+    def __init__(self, wrong: JsonObject) -> None:
         self.problems = tuple(Problem(**problem) for problem in wrong["problems"])
         Exception.__init__(self, wrong["text"])
 
@@ -62,16 +60,18 @@ class Reader:
     def _read(self, config: Config, part: Part | None) -> JsonObject:
         files = [Path(str(path)) for path in (config.data.train, config.data.dev) if path]
         size = sum(file.stat().st_size for file in files if file.exists())
-        request = {"config": config.model_dump(mode="json"), "part": asdict(part) if part else None}
+        # `export` has nothing to do with rows, and to validate it imports torch.
+        settings = config.model_dump(mode="json", exclude={"export"})
+        request = {"config": settings, "part": asdict(part) if part else None}
         try:
             seconds = self._limits.seconds + self._limits.per_mib * size / (1 << 20)
-            answered = json.loads(self._processes.ask(json.dumps(request).encode(), seconds))
+            answered: JsonObject = json.loads(self._processes.ask(json.dumps(request).encode(), seconds))
         except GivenUp as error:
             what, where = f"reading and auditing the rows {error}.", title(config.data.train)
             raise data_error("DATA_READING", what, where=where, fix=FEWER) from None
         if "problems" in answered:
             raise WrongRows(answered)
-        return answered  # type: ignore[no-any-return]
+        return answered
 
 
 def answer(request: bytes) -> bytes:
