@@ -110,6 +110,7 @@ def capitals(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.slow  # by default, the job of tests/server/test_command.py runs every stage on this model
 def test_the_main_job_offline(tmp_path: Path) -> None:
     """Few rows and steps: a test that every stage runs on the real model, not that it learns much."""
     done = offline(
