@@ -57,7 +57,7 @@ def test_fine_tuning_has_the_same_rows_and_steps(trained: Path) -> None:
     assert "teacher" not in plan
     assert (plan["steps"], plan["batch_size"], plan["rows"]) == (own["steps"], own["batch_size"], own["rows"])
     assert own["teacher"]["hidden"] == 48
-    assert own["estimate"]["stages"]["distillation"] > 0
+    assert "distillation" in own["estimate"]["stages"]
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_a_changed_teacher_is_not_used(
