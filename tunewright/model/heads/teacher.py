@@ -43,6 +43,7 @@ def described(
         fix = f"set train.max_length={facts.context} data.too_long=drop, or use another teacher."
         raise _mismatch(f"its context is {facts.context} tokens, and the longest row has {longest}", fix)
     vocabulary, supervised = min(student.vocabulary, facts.vocabulary), sum(s.supervised for s in sequences)
+    weights = facts.parameters if settings.on_policy else 0  # which read what the student writes
     return Teacher(
         name=settings.teacher,
         path=facts.path,
@@ -53,7 +54,7 @@ def described(
         packable=facts.packable,
         shareable=facts.shareable,
         window=facts.window,
-        gigabytes=round(1e-9 * size * facts.hidden * (supervised + facts.vocabulary), 3),
+        gigabytes=round(1e-9 * size * (facts.hidden * (supervised + facts.vocabulary) + weights), 3),
         settings=settings,
     )
 
