@@ -101,7 +101,7 @@ def test_a_sample_takes_the_place_of_the_answer(tmp_path: Path) -> None:
 def test_dev_losses_are_of_the_rows_own_answers(tmp_path: Path) -> None:
     model, reader = models()
     rows = read_by(reader)
-    first, second = (sampling(tmp_path, reader).dev_loss(model, rows, plan(share), 3) for share in (0.0, 1.0))
+    first, second = (sampling(tmp_path, reader).dev_loss(model, rows, plan(fraction), 3) for fraction in (0.0, 1.0))
     total, weight, _ = gradient(model, rows, plan(0.0))
     assert first == second == pytest.approx(total / weight, abs=1e-12)
     assert not list(tmp_path.iterdir())
@@ -125,11 +125,11 @@ def test_a_teacher_that_is_the_student_has_nothing_to_correct(measure: Measure, 
 
 @pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda m: f"{m.kind}-{m.beta}")
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_the_gradient_of_a_step_is_autograds_on_all_logits(share: float, measure: Measure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_the_gradient_of_a_step_is_autograds_on_all_logits(fraction: float, measure: Measure, tmp_path: Path) -> None:
     """Of samples, that is: they are constants, as in GKD."""
     model, reader = models()
-    asked = plan(share, measure, batch_size=10, tokens_per_pass=150)
+    asked = plan(fraction, measure, batch_size=10, tokens_per_pass=150)
     done = list(sampling(tmp_path, reader).sampled(model, read_by(reader), asked, 0))
     expected, expected_grad = naive(model, reader, flat(done), measure)
     total, _, grad = gradient(model, done, asked)
