@@ -204,6 +204,7 @@ def test_the_config_fields() -> None:
         "distill.divergence",
         "distill.beta",
         "distill.temperature",
+        "distill.on_policy",
         "checkpoint.every",
         "checkpoint.keep",
         "prove.metric",

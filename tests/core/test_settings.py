@@ -133,7 +133,10 @@ ELSEWHERE = {
     "experiments.raft": "stages/test_rewards.py",
     "reward.sampler.url": "train/test_outside.py",
     "reward.sampler.api_key_env": "train/test_outside.py",
-    **{f"distill.{name}": "stages/test_distill.py" for name in ("teacher", "divergence", "beta", "temperature")},
+    **{
+        f"distill.{name}": "stages/test_distill.py"
+        for name in ("teacher", "divergence", "beta", "temperature", "on_policy")
+    },
     "train.pooling": "model/test_encoders.py",
     "embed.query_prefix": "methods/test_embed.py",
     "embed.document_prefix": "methods/test_embed.py",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from build import byte_tokenizer, exact_norms, plan_of, tiny_lm, tiny_model, with_adapter
 from torch import Tensor
@@ -16,14 +17,21 @@ from faults import Fault, Patch, refused
 from tunewright.core import config
 from tunewright.core.config import DistillConfig, Plan, Teacher
 from tunewright.data import dataset, split
+from tunewright.data.messages import Chat, Message
+from tunewright.data.metrics import METRICS
 from tunewright.data.remedies import synthetic
+from tunewright.data.task import REWARDS, Task
 from tunewright.methods import METHODS, precomputed, teaching
 from tunewright.model import loading, model_files
+from tunewright.model.decoding.generate import Decoding
 from tunewright.model.facts import read_facts
 from tunewright.model.heads import divergence, teacher
 from tunewright.model.heads.divergence import Measure
 from tunewright.tokens.sequences import TokenSequence, TrainRow, single
 from tunewright.tokens.template import Template
+from tunewright.train import on_policy
+from tunewright.train.on_policy import OnPolicy
+from tunewright.train.rollouts import Rollouts
 
 IDS = [(5, 6, 7, 8), (5, 6, 9), (1, 2, 3, 4, 5)]
 SEQUENCES = [TokenSequence(ids, (0.0, *[1.0] * (len(ids) - 1)), i) for i, ids in enumerate(IDS)]
@@ -182,6 +190,48 @@ def _without_the_check(own: Any) -> Any:
     return hold_out
 
 
+CHATS = [Chat((Message("user", f"say {n}"), Message("assistant", "yes")), f"x:{n}") for n in range(4)]
+
+
+def the_teacher_reads_the_sample() -> None:
+    """One that is the student has nothing to correct."""
+    model, asked = models()[0], plan(batch_size=4, max_new_tokens=6)
+    assert asked.teacher is not None
+    settings = asked.teacher.settings.model_copy(update={"on_policy": 1.0})
+    asked = asked.model_copy(update={"teacher": asked.teacher.model_copy(update={"settings": settings})})
+    model = replace(model, teacher_VE=model.head_VD)
+    rows = [METHODS["distill"].prepare(Template(byte_tokenizer()), chat, n, None)[0] for n, chat in enumerate(CHATS)]
+    task = Task(REWARDS, METRICS["reward"], "")
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Rollouts(Template(byte_tokenizer()), CHATS, task, Decoding(6, (256,), batch_size=4), Path(folder))
+        done = OnPolicy(drawn, model).sampled(model, rows, asked, 0)
+    assert abs(float(loss(model, list(done), asked).detach())) < 1e-10
+
+
+def it_reads_other_tokens(patch: Patch) -> None:
+    own = teaching.with_hidden
+
+    def late(*given: Any) -> list[TrainRow]:
+        rolled = {teaching.ROWS: lambda values: np.roll(values, 1, axis=0)}
+        return [replace(r, signal={k: rolled[k](v) for k, v in r.signal.items()}) for r in own(*given)]
+
+    patch.setattr(teaching, "with_hidden", late)
+
+
+def which_rows_are_sampled_is_known_from_the_step() -> None:
+    asked = plan()
+    assert asked.teacher is not None
+    half = asked.teacher.model_copy(update={"settings": DistillConfig(on_policy=0.5)})
+    asked = asked.model_copy(update={"teacher": half})
+    first, again = ([on_policy.is_sampled(asked, 3, place) for place in range(64)] for _ in range(2))
+    assert first == again
+
+
+def it_is_drawn_from_a_stream(patch: Patch) -> None:
+    stream = np.random.default_rng(0)
+    patch.setattr(on_policy, "is_sampled", lambda asked, step, place: stream.random() < 0.5)
+
+
 FAULTS = [
     Fault(101, "forward and reverse KL are swapped", "TRL 3043, twinkle 112", "both equal their definitions",
           forward_is_of_the_teacher, forward_is_reverse),
@@ -195,4 +245,8 @@ FAULTS = [
           the_teacher_is_as_it_is_served, the_adapted_student_is_read),
     Fault(106, "a row that a model wrote is tested on", "", "rows with a lineage, and near-duplicates of test rows that have one, are on no side with test rows",
           no_synthetic_row_is_tested_on, only_the_rows_themselves),
+    Fault(112, "the teacher's distributions are those of other tokens than the student has sampled", "ms-swift 8436", "a teacher that is the student has nothing to correct in its samples",
+          the_teacher_reads_the_sample, it_reads_other_tokens),
+    Fault(113, "a run that is continued samples answers to other rows", "unsloth-zoo 832", "which rows are sampled is a function of (seed, step, place)",
+          which_rows_are_sampled_is_known_from_the_step, it_is_drawn_from_a_stream),
 ]  # fmt: skip

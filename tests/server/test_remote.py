@@ -217,12 +217,12 @@ def test_rows_are_not_needed_to_publish_again(front: Running, small: SmallVllm, 
     assert list(small.adapters) == [name_of(sha256, 1.0)]
 
 
-@pytest.mark.parametrize("settings", [{"adapter.kind": "dora"}, {"adapter.rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize("adapter", [{"adapter.kind": "dora"}, {"adapter.rank_pattern": {"q_proj": 2}}])
 def test_an_adapter_that_it_cannot_load_is_refused_before_it_is_trained(
-    front: Running, tmp_path: Path, settings: dict[str, Any]
+    front: Running, tmp_path: Path, adapter: dict[str, Any]
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="vLLM") as refused:
-        job(front, tmp_path, **settings)
+        job(front, tmp_path, **adapter)
     assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tunewright")
 
 

@@ -13,6 +13,7 @@ import pytest
 from build import FLAGS, byte_tokenizer, cli, read, read_lines, tiny_model, write_chat_rows
 
 Folder = Callable[[str], Path]
+SAMPLED = ("train.method=distill", "distill.teacher=./teacher", "distill.on_policy=0.5")
 GIVEN = [*FLAGS, "train.method=distill", "train.lr=0.01", "train.steps=12"]
 
 
@@ -132,6 +133,39 @@ def test_a_teacher_that_has_no_room_for_an_answer_is_refused_unless_it_is_not_as
         assert done.returncode == 0, done.stderr
 
 
+def test_half_of_the_rows_have_answers_of_the_student(folder: Path, tmp_path: Path, model_folder: Folder) -> None:
+    given = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN]
+    done = cli("run", *given, f"distill.teacher={folder / 'teacher'}", "distill.on_policy=0.5", "train.steps=6",
+               "export.to=[]", "--name", "r", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "also its weights, for answers of the model to 50% of the rows" in done.stderr
+    run = tmp_path / "runs" / "r"
+    plan = read(run, "plan")
+    assert plan["teacher"]["settings"]["on_policy"] == 0.5
+    assert plan["teacher"]["gigabytes"] >= round(4e-9 * plan["teacher"]["parameters"], 3)
+    assert "of_rewards" not in {k for k, v in read(run, "training").items() if v}
+    lines = [x for n in range(1, 7) for x in read_lines(run / "rollouts", f"step-{n:06d}") if "ids" in x]
+    assert 10 < len(lines) < 40, "of 48 rows"
+    assert all("reward" not in x and "<|im_end|>" not in x["text"] for x in lines)
+    kept = read(run, "training")["weights_sha256"]
+    for name in ("training.json", "forgetting.json", "verdict.json", "distillation.json", "report.html"):
+        (run / name).unlink()
+    (run / "checkpoints" / "final.safetensors").unlink()
+    shutil.rmtree(max((run / "checkpoints").glob("step-*")))
+    assert cli("train", "r", cwd=tmp_path).returncode == 0
+    assert read(run, "training")["weights_sha256"] == kept
+
+
+def test_nothing_is_written_after_documents(folder: Path, tmp_path: Path, model_folder: Folder) -> None:
+    lines = [f'{{"text": "item {i}: the red house by the river, lot {i * 37 % 101}"}}\n' for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    given = [flag for flag in FLAGS if not flag.startswith(("prove.few_shot", "prove.max_new_tokens"))]
+    done = cli("plan", "rows.jsonl", "--model", str(model_folder("llama")), *given, "train.method=distill",
+               f"distill.teacher={folder / 'teacher'}", "distill.on_policy=1", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert "[CONFIG_CONFLICT] distill.on_policy: documents have no prompts" in done.stderr
+
+
 def test_a_run_is_a_teacher(trained: Path, folder: Path, tmp_path: Path, model_folder: Folder) -> None:
     done = cli("train", str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN, "train.steps=2",
                f"distill.teacher={trained}", "--name", "r", cwd=tmp_path)  # fmt: skip
@@ -147,7 +181,11 @@ def test_a_run_is_a_teacher(trained: Path, folder: Path, tmp_path: Path, model_f
         (("distill.temperature=2.0",), "CONFIG_CONFLICT", "distill.temperature"),
         (("train.method=distill", "distill.teacher=./teacher", "distill.beta=0.2"), "CONFIG_CONFLICT", "distill.beta"),
         (("train.method=distill", "distill.teacher=./teacher", "train.fsdp=true"), "CONFIG_CONFLICT", "train.fsdp"),
-        (("train.method=distill", "distill.on_policy=0.5"), "CONFIG_UNKNOWN_KEY", "on_policy"),
+        (("train.method=distill", "distill.lambda=0.5"), "CONFIG_UNKNOWN_KEY", "lambda"),
+        (("distill.on_policy=0.5",), "CONFIG_CONFLICT", "distill.on_policy"),
+        ((*SAMPLED, "prove.evidence=full"), "CONFIG_CONFLICT", "prove.evidence"),
+        ((*SAMPLED, "experiments.cleaning=true"), "CONFIG_CONFLICT", "experiments.cleaning"),
+        ((*SAMPLED, "distill.on_policy=1.5"), "CONFIG_RANGE", "distill.on_policy"),
         (("train.method=distill", "distill.teacher=./nowhere"), "MODEL_NOT_FOUND", "nowhere"),
         (("train.method=distill", "distill.teacher=./other"), "TEACHER_MISMATCH", "distill.teacher"),
     ],

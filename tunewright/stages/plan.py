@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunewright.core import records, swept
 from tunewright.core.config import DISTILLED, HEADS, RANKERS, REWARDED, Plan, Teacher
+from tunewright.core.errors import ConfigError
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -20,7 +21,7 @@ from tunewright.model.adapting import stored
 from tunewright.model.heads import teacher
 from tunewright.runtime import receipt
 from tunewright.runtime.answers import Answers
-from tunewright.runtime.context import Setup, Work
+from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.forecast import estimate
 from tunewright.runtime.grading import rollouts
 from tunewright.stages.experiments import prompt_distillation
@@ -50,6 +51,7 @@ def make_plan(setup: Setup) -> Plan:
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     if plan.method in DISTILLED:
         plan = plan.model_copy(update={"teacher": _teacher(setup, plan)})
+        _require_prompts(context)
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     free_gb = inputs.machine.free_gb - sum(model.gigabytes for model in rewards.reward_models(context.data.task))
@@ -114,6 +116,13 @@ def _check_rewards(setup: Setup, answers: Answers, plan: Plan) -> None:
     setup.context.console.say(preflight.preflight(drawn, model, setup.inputs.rows["train"], plan).sentence)
 
 
+def _require_prompts(context: Context) -> None:
+    """Raises CONFIG_CONFLICT for documents, to which no model can write an answer."""
+    if context.config.distill.on_policy and not context.data.task.kind.prompted:
+        message, fix = "documents have no prompts, after which the model could write.", "leave it at 0."
+        raise ConfigError("CONFIG_CONFLICT", message, where="distill.on_policy", fix=fix)
+
+
 def _warn_about_left_out(setup: Setup) -> None:
     context, inputs = setup.context, setup.inputs
     if inputs.too_long:
@@ -142,9 +151,11 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     if plan.adapter.start is not None:
         say(f"      continues from the adapter in {plan.adapter.start}; {plan.reasons['adapter.start']}")
     if (t := plan.teacher) is not None:
+        on_policy = t.settings.on_policy
         say(
             f"      learns from {t.title} ({t.parameters / 1e6:.0f} million parameters), which reads the rows before "
             f"training; {t.gigabytes:.2f} GB of what it computes, and of its output head, are kept in memory"
+            + (f"; also its weights, for answers of the model to {on_policy:.0%} of the rows" if on_policy else "")
         )
     for model in rewards.reward_models(setup.context.data.task):
         say(f"      the reward model in {model.path} grades, and is kept in memory: {model.gigabytes:.2f} GB")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import branches, weights
 from tunewright.runtime.context import Context, Work
-from tunewright.runtime.grading import rollouts
+from tunewright.runtime.grading import sampling
 from tunewright.runtime.models import Models
 from tunewright.runtime.receipt import code_sha256, input_hashes
 from tunewright.stages import process
@@ -38,11 +38,12 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     model = _model(work, ranks)
     if ranks.first:
         _keep_start(work, model.module)
-    hashes, drawn = input_hashes(work.data, inputs, plan), rollouts.of(work.answers, model, work.config.reward.sampler)
+    hashes = input_hashes(work.data, inputs, plan)
     training_inputs = _precomputed(
-        work,
-        loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes, drawn),
+        work, loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
     )
+    sampled = sampling.of(work.answers, model, work.config.reward.sampler)  # a second teacher, after the first is gone
+    training_inputs = replace(training_inputs, rollouts=sampled)
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}
         if plan.adapter.init != "zero":  # computed from the base, whose last bits depend on the processor
@@ -74,7 +75,8 @@ def _precomputed(work: Work, training: loop.TrainingInputs) -> loop.TrainingInpu
 
 
 def _check_ranks(plan: Plan, ranks: Ranks) -> None:
-    if plan.method in REWARDED and ranks.world > 1:
+    samples = plan.method in REWARDED or (plan.teacher is not None and plan.teacher.settings.on_policy)
+    if samples and ranks.world > 1:
         message = f"train.method={plan.method} trains in one process: its samples are drawn there."
         raise ConfigError("CONFIG_CONFLICT", message, where="train.method", fix="start it without torchrun.")
 

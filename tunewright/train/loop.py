@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tunewright import methods
 from tunewright.core import records
-from tunewright.core.config import Plan
+from tunewright.core.config import REWARDED, Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLine
 from tunewright.core.run_folder import Run, write_atomic
@@ -27,6 +27,7 @@ from tunewright.tokens import render_cache
 from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
+from tunewright.train.on_policy import OnPolicy
 from tunewright.train.ranks import ALONE, Ranks
 from tunewright.train.rollouts import Rollouts
 from tunewright.train.step import Learner, Step, dev_loss, learning_rate, make_learner, take_step
@@ -61,7 +62,7 @@ class TrainingInputs:
     dev: Sequence[TrainRow]
     run: Run
     hashes: dict[str, str]
-    rollouts: Rollouts | None = None
+    rollouts: Rollouts | OnPolicy | None = None
 
 
 def with_precomputed(training: TrainingInputs, progress: Progress = lambda _: None) -> TrainingInputs:
@@ -181,7 +182,7 @@ def finished(training: TrainingInputs, student: Learner, state: CheckpointState,
         seconds=round(seconds, 1),
         tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
         crowded_steps=sum(isinstance(line, StepLine) and line.threads is not None for line in lines) or None,
-        of_rewards=True if training.rollouts is not None else None,
+        of_rewards=True if plan.method in REWARDED else None,
     )
 
 

@@ -361,7 +361,7 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float, devic
         kept += 1e9 * plan.teacher.gigabytes
     least = least_pass(sizes, plan.method, plan.adapter.dropout)
     need = needed(min(max(plan.tokens_per_pass, least), sizes.tokens), plan.gradient_checkpointing)
-    if plan.teacher is not None:  # which reads the rows before training
+    if plan.teacher is not None and not plan.teacher.settings.on_policy:  # it reads the rows, and is dropped
         need = max(need, kept + each_of(plan.dtype) * plan.teacher.parameters)
     if need * CERTAIN <= free:
         return

@@ -205,7 +205,8 @@ class Rollouts:
         every = [(r.row, n, s) for r, group in zip(rows, groups, strict=True) for n, s in enumerate(group)]
         texts = [self._text(row, s.ids) for row, _, s in every]
         graded = self.graded([(row, text) for (row, _, _), text in zip(every, texts, strict=True)])
-        graders.require_scored(graded, WHERE)
+        if self.task.grader is not None:
+            graders.require_scored(graded, WHERE)
         for (row, number, s), text, g in zip(every, texts, graded, strict=True):
             yield RolloutLine(
                 row=row,
@@ -223,9 +224,8 @@ class Rollouts:
         return without_thoughts(rendering.read_answer(self.template, ids, self.examples[row].prompt.tools).text)
 
     def graded(self, answers: Sequence[tuple[int, str]]) -> list[Graded]:
-        """The rewards of answers, each with its row. Raises REWARD_FAILED."""
-        assert self.task.grader is not None
-        return self._graded(self.task.grader, answers)
+        """The rewards of answers, each with its row; none without a grader. Raises REWARD_FAILED."""
+        return self._graded(self.task.grader, answers) if self.task.grader else [Graded(None)] * len(answers)
 
     def checked(self, answers: Sequence[tuple[int, str]]) -> list[Graded]:
         """The same by reward.check; 0 if there is none."""

@@ -89,6 +89,10 @@ def _check_distilled(config: Config, conflict: Conflict) -> None:
     if method in DISTILLED and config.train.fsdp:
         message = f"train.method={method} does not support train.fsdp."
         raise conflict("train.fsdp", message, "leave it at false.")
+    branches = {"prove.evidence": config.prove.evidence == "full", "experiments.cleaning": config.experiments.cleaning}
+    for name in (name for name, asked in branches.items() if asked and given.on_policy):
+        message = f"{name} needs another training run, which distill.on_policy does not support."
+        raise conflict(name, message, "leave it at its default.")
     if "beta" in changed and given.divergence != "jsd":
         message = f"distill.divergence={given.divergence} does not read distill.beta."
         raise conflict("distill.beta", message, "remove it, or set distill.divergence=jsd.")
@@ -183,9 +187,7 @@ def _check_rewarded(config: Config, conflict: Conflict) -> None:
     """Raises CONFIG_CONFLICT for what rows without answers, or branches that sample, cannot do yet."""
     method = config.train.method
     if config.adapter.dropout:
-        message = (
-            "samples are drawn without dropout, so adapter.dropout would train another model than the one sampled."
-        )
+        message = "samples are drawn without dropout, which would train another model than the one sampled."
         raise conflict("adapter.dropout", message, "leave it at 0.")
     if config.train.kl_weight and config.adapter.kind == "none":
         message = "train.kl_weight compares with the initial model: the model without its adapter."
@@ -248,9 +250,7 @@ def check_model(config: Config, encoder: bool) -> None:
         message = f"train.method={method} needs a model that writes, and {config.model} is an encoder."
         raise conflict("train.method", message, f"choose one of {', '.join(ENCODED)}; or another model.")
     if config.adapter.of_peft:
-        message = (
-            f"adapter.kind={config.adapter.kind} is checked on models that write, and {config.model} is an encoder."
-        )
+        message = f"adapter.kind={config.adapter.kind} is for models that write, and {config.model} is an encoder."
         raise conflict("adapter.kind", message, "choose lora, rslora, dora or none.")
     if config.train.gradient_checkpointing == "attention":
         message = "train.gradient_checkpointing=attention is for models that write."

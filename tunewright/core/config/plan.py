@@ -37,8 +37,8 @@ class Estimate(Growing):
 class Teacher(Frozen):
     """The model that train.method=distill learns from, as it was when the run was planned. ``sha256``: of its files;
     ``hidden``: numbers of a hidden state; ``vocabulary``: the tokens that the divergence covers, which both models
-    have; ``packable``, ``shareable``, ``window``: as in `model.facts.Facts`; ``gigabytes``: of the hidden states and
-    the output head, in memory while the run trains."""
+    have; ``packable``, ``shareable``, ``window``: as in `model.facts.Facts`; ``gigabytes``: of the hidden states, the
+    output head and, if it reads samples, its weights, in memory while the run trains."""
 
     name: str
     path: str

@@ -448,8 +448,10 @@ class RewardConfig(Frozen):
     sampler: SamplerConfig = SamplerConfig()
 
 
-class DistillConfig(Frozen):
+class DistillConfig(Growing):
     """Read by train.method=distill."""
+
+    ADDED = ("on_policy",)
 
     teacher: str = Field(
         "",
@@ -467,6 +469,11 @@ class DistillConfig(Frozen):
         "model.",
     )
     temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="The logits of both are divided by it.")
+    on_policy: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Fraction of the rows of each step that have an answer written by the model itself, in place of "
+        "their own; above 0, the teacher stays in memory.",
+    )
 
 
 class CheckpointConfig(Frozen):

@@ -1,5 +1,5 @@
-"""rollouts/: what a model that learns from rewards wrote in each step, with the rewards; and rewards.json: what that
-training did to several samples of a prompt, and how it compares with fine-tuning on good samples."""
+"""rollouts/: what a model that learns from its own answers wrote in each step, with the rewards; and rewards.json: what
+training on rewards did to several samples of a prompt, and how it compares with fine-tuning on good samples."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RolloutLine(Line):
     )
     finish: Literal["stop", "length"] = Field(description="Whether a stop token or the limit ended it.")
     text: str = Field(description="What graders read.")
-    reward: float | None = Field(None, description="By reward.grader, 0 to 1; absent if it failed.")
+    reward: float | None = Field(None, description="By reward.grader, 0 to 1; absent if it failed, or in distillation.")
     problem: str | None = Field(None, description="Why it failed.")
 
 

@@ -55,6 +55,7 @@ def described(
         )
         raise _mismatch(f"its context is {facts.context} tokens, and prompt and answer may have {written}", fix)
     vocabulary, supervised = min(student.vocabulary, facts.vocabulary), sum(s.supervised for s in sequences)
+    weights = facts.parameters if settings.on_policy else 0  # which read what the student writes
     return Teacher(
         name=settings.teacher,
         path=facts.path,
@@ -65,7 +66,7 @@ def described(
         packable=facts.packable,
         shareable=facts.shareable,
         window=facts.window,
-        gigabytes=round(1e-9 * size * facts.hidden * (supervised + facts.vocabulary), 3),
+        gigabytes=round(1e-9 * size * (facts.hidden * (supervised + facts.vocabulary) + weights), 3),
         settings=settings,
     )
 

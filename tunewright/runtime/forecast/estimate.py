@@ -40,12 +40,13 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
     measured = pilot.measure(work, speed)
     seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
     memory = training_gb(work, speed), decoding_gb(work, measured), export_gb(work)
-    grading = sum(model.gigabytes for model in rewards.reward_models(work.data.task))
+    others = sum(model.gigabytes for model in rewards.reward_models(work.data.task))
+    others += work.plan.teacher.gigabytes if work.plan.teacher else 0.0
     one_process = work.plan.embed or work.plan.method in REWARDED
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
-        peak_gb=round(max(machine.peak_gb(), grading + max(memory)), 2),
+        peak_gb=round(max(machine.peak_gb(), others + max(memory)), 2),
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
@@ -141,6 +142,10 @@ class Forecast:
         divided = sum(n for n in pairs if n > plan.tokens_per_pass)  # read once more, in `methods.pairs.two_phase`
         losses += fraction * divided * plan.epochs * self.pilot.read
         losses += fraction * plan.tokens * self.pilot.read * self.larger
+        samples = round(plan.teacher.settings.on_policy * plan.batch_size) if plan.teacher is not None else 0
+        if self.tuned and samples:
+            read = samples * (self.tuned.own + self.tuned.mean) * self.pilot.read * self.larger
+            losses += fraction * plan.steps * (self.written([self.tuned], samples, adapter=True) + read)
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def _sampled(self) -> float:
