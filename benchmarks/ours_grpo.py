@@ -20,7 +20,7 @@ from tunewright.model.decoding.generate import Decoding
 from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template, load_template
 from tunewright.train import profile
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling.rollouts import Rollouts
 from tunewright.train.step import make_learner, take_step
 
 NO_STOP = (-1,)

@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # time and memory of the whole run; 15,500 until training and planning knew packed weights, GPUs and several processes,
 # whose own files have a budget of their own; 15,800 until the command line and the report knew sweeps; 16,000 until the
 # base of another server was verified, too; 16,050 until rows could have two answers; 16,200 until adapters could
-# continue from others, and rows could have no answer; 17,300 until processes with limits read files. Methods other than fine-tuning and distillation have a budget of
+# continue from others, and rows could have no answer; 17,300 until processes with limits read files. Methods other
+# than fine-tuning and distillation have a budget of
 # their own, with their evidence. 3,000 were enough for the server without responses, batches, stored chats and a
 # dashboard; 5,000 until vLLM could take the place of its engine; 5,700 until one batch did not wait for another, and a
 # full disk or a refused process paused a job; 5,900 until rows were read by processes with limits.
@@ -61,8 +62,8 @@ PARTS = {
         "methods/policy_losses.py",
         "methods/grpo.py",
         "model/decoding/sample.py",
-        "train/rollouts.py",
-        "train/preflight.py",
+        "train/sampling/rollouts.py",
+        "train/sampling/preflight.py",
         "runtime/grading/rollouts.py",
         "core/records/rollouts.py",
         "judge/arms/best_of.py",

@@ -29,9 +29,9 @@ from tunewright.model.heads import divergence, teacher
 from tunewright.model.heads.divergence import Measure
 from tunewright.tokens.sequences import TokenSequence, TrainRow, single
 from tunewright.tokens.template import Template
-from tunewright.train import on_policy
-from tunewright.train.on_policy import OnPolicy
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling import on_policy
+from tunewright.train.sampling.on_policy import OnPolicy
+from tunewright.train.sampling.rollouts import Rollouts
 
 IDS = [(5, 6, 7, 8), (5, 6, 9), (1, 2, 3, 4, 5)]
 SEQUENCES = [TokenSequence(ids, (0.0, *[1.0] * (len(ids) - 1)), i) for i, ids in enumerate(IDS)]

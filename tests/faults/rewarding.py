@@ -40,8 +40,9 @@ from tunewright.runtime.grading.reward_models import Loaded
 from tunewright.stages.experiments import rewards
 from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template
-from tunewright.train import preflight, rollouts, step
-from tunewright.train.rollouts import Rollouts
+from tunewright.train import step
+from tunewright.train.sampling import preflight, rollouts
+from tunewright.train.sampling.rollouts import Rollouts
 
 TEMPLATE = Template(byte_tokenizer())
 CHATS = [

@@ -27,9 +27,10 @@ from tunewright.model.heads.divergence import Measure
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, flat
 from tunewright.tokens.template import Template
-from tunewright.train import loop, rollouts
-from tunewright.train.on_policy import OnPolicy, is_sampled
-from tunewright.train.rollouts import Rollouts
+from tunewright.train import loop
+from tunewright.train.sampling import rollouts
+from tunewright.train.sampling.on_policy import OnPolicy, is_sampled
+from tunewright.train.sampling.rollouts import Rollouts
 
 TEMPLATE = Template(byte_tokenizer())
 CHATS = [Chat((Message("user", f"say {n}"), Message("assistant", f"it is {n * 37}")), f"x:{n}") for n in range(10)]

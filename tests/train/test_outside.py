@@ -33,7 +33,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.grading import rollouts as of_run
 from tunewright.tokens.template import Template, load_template
 from tunewright.train import loop
-from tunewright.train.rollouts import CAP, Rollouts
+from tunewright.train.sampling.rollouts import CAP, Rollouts
 
 Folder = Callable[[str], Path]
 CHATS = [

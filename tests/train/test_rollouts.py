@@ -34,8 +34,8 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import to_microbatch
 from tunewright.tokens.template import Template
 from tunewright.train import loop
-from tunewright.train.preflight import preflight
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling.preflight import preflight
+from tunewright.train.sampling.rollouts import Rollouts
 
 TEMPLATE = Template(byte_tokenizer())
 # One of the 95 printable characters: an answer that begins with a lower-case letter is worth 1, with another half.

@@ -1,6 +1,6 @@
 """Training methods by the name in `Plan.method`. `method.Method` is the contract of their functions.
 
-`train.method` offers those that need nothing but the rows, and grpo, whose rows `train.rollouts` makes of prompts.
+`train.method` offers those that need nothing but the rows, and grpo, whose rows `sampling.rollouts` makes of prompts.
 `distill` also needs a teacher: another model, or the same one with another prompt, neither of which the contract passes
 to a method. So a stage that distils first adds the teacher's probabilities to the rows (`distill.with_probabilities`),
 and then trains a branch on them with a plan whose method is "distill".

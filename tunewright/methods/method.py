@@ -70,7 +70,7 @@ class Method(Protocol):
     ) -> list[Microbatch]:
         """The microbatches of a batch: the ``chosen`` rows in step ``step`` (from 0), or all dev rows. With gradients
         enabled in a step, without them in a dev loss. Answers that are trained on as the model writes them are drawn
-        and graded before, by `train.rollouts`: they need graders and files, and come as rows with samples."""
+        and graded before, by `sampling.rollouts`: they need graders and files, and come as rows with samples."""
 
     def weight(self, microbatch: Microbatch) -> float:
         """What the microbatch contributes to the number that the loss of the batch is divided by: tokens, pairs or

@@ -28,8 +28,9 @@ from tunewright.stages.experiments import prompt_distillation
 from tunewright.stages.stage import Stage
 from tunewright.tokens.rendering import for_generation
 from tunewright.tokens.sequences import flat
-from tunewright.train import planning, preflight, profile, selftest
+from tunewright.train import planning, profile, selftest
 from tunewright.train.recipe import RowStats
+from tunewright.train.sampling import preflight
 
 WORTH_MORE = 1.4  # times as fast with two processes
 

@@ -27,9 +27,9 @@ from tunewright.tokens import render_cache
 from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
-from tunewright.train.on_policy import OnPolicy
 from tunewright.train.ranks import ALONE, Ranks
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling.on_policy import OnPolicy
+from tunewright.train.sampling.rollouts import Rollouts
 from tunewright.train.step import Learner, Step, dev_loss, learning_rate, make_learner, take_step
 
 

@@ -1,4 +1,4 @@
-"""The rollouts of a run: what `train.rollouts` needs, from its config, data and model."""
+"""The rollouts of a run: what `train.sampling.rollouts` needs, from its config, data and model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunewright.model.decoding.outside import Outside
 from tunewright.model.decoding.stack import supports
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.answers import Answers
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling.rollouts import Rollouts
 
 CONCURRENT = 64  # requests: the server batches them
 

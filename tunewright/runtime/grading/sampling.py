@@ -8,8 +8,8 @@ from tunewright.model.heads import teacher
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.grading import rollouts
-from tunewright.train.on_policy import OnPolicy
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling.on_policy import OnPolicy
+from tunewright.train.sampling.rollouts import Rollouts
 
 
 def of(answers: Answers, model: LanguageModel, sampler: SamplerConfig) -> Rollouts | OnPolicy | None:

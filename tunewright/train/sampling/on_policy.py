@@ -20,7 +20,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow, prompt_then_answer, single
 from tunewright.train import step as steps
-from tunewright.train.rollouts import Rollouts
+from tunewright.train.sampling.rollouts import Rollouts
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tunewright.data.graders import graders
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
-from tunewright.train.rollouts import WHERE, Rollouts
+from tunewright.train.sampling.rollouts import WHERE, Rollouts
 
 # Conventions, not measurements.
 PROMPTS = 16
