@@ -48,7 +48,7 @@ class Workshop:
     jobs: Jobs
     files: Files
     config_of: Callable[[Job], Config]
-    read: Callable[[Config], Future[object]]
+    read: Callable[[Config], Future[JsonObject]]
     arguments: tuple[str, ...] = ()
 
     def run(self, job: Job) -> Run:
@@ -83,7 +83,7 @@ class Supervisor:
     def __init__(self, workshop: Workshop, at_once: int | None = None) -> None:
         self._workshop, self._jobs = workshop, workshop.jobs
         self._local = Local(Where(on="local", at_once=at_once))
-        self._reading: dict[str, tuple[Config, Future[object]]] = {}
+        self._reading: dict[str, tuple[Config, Future[JsonObject]]] = {}
         self._running: dict[str, _Running] = {}
         self._ended: list[Ended] = []  # whose end is not stored yet
         self._problems: dict[str, str] = {}  # of jobs that something failed for, as last logged
