@@ -135,6 +135,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 SHORT_REAL_JOB = {
     "train.steps": 2,
     "train.batch_size": 2,
+    "train.tokens_per_pass": 256,
     "train.eval_every": 2,
     "split.dev": 0.02,
     "prove.evidence": "plain",
