@@ -13,14 +13,15 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "tunewright"
 # Lines of code. The formats and programs of other people are many small readers and writers, so what reads their data
 # and what writes for their programs have budgets of their own. 13,000 were enough for all else until free text was
-# judged by likelihood, by people and by judge models, and decoded in several ways; 15,000 until the plan predicted the
-# time and memory of the whole run; 15,500 until training and planning knew packed weights, GPUs and several processes,
-# whose own files have a budget of their own; 15,800 until the command line and the report knew sweeps; 16,000 until the
-# base of another server was verified, too; 16,050 until rows could have two answers; 16,200 until adapters could
-# continue from others, and rows could have no answer; 17,300 until processes with limits read files. Methods other
-# than fine-tuning and distillation have a budget of their own, with their evidence. 3,000 were enough for the server
-# without responses, batches, stored chats and a dashboard; 5,000 until vLLM could take the place of its engine; 5,700 until one batch did not wait for another, and a
-# full disk or a refused process paused a job; 5,900 until rows were read by processes with limits.
+# judged by likelihood, by people and by judge models, and decoded in several ways; 15,000 until the plan predicted
+# the time and memory of the whole run; 15,500 until training and planning knew packed weights, GPUs and several
+# processes, whose own files have a budget of their own; 15,800 until the command line and the report knew sweeps;
+# 16,000 until the base of another server was verified, too; 16,050 until rows could have two answers; 16,200 until
+# adapters could continue from others, and rows could have no answer; 17,300 until processes with limits read files.
+# Methods other than fine-tuning and distillation have a budget of their own, with their evidence. 3,000 were enough
+# for the server without responses, batches, stored chats and a dashboard; 5,000 until vLLM could take the place of
+# its engine; 5,700 until one batch did not wait for another, and a full disk or a refused process paused a job; 5,900
+# until rows were read by processes with limits.
 # For the methods, 3,000 were enough without vectors, encoders, tags, teachers, reward models and outside samplers;
 # these also read other rows and write other folders; 5,700 until reward models could grade and students write.
 BUDGET = {"server": 6_000, "data": 6_200, "export": 2_800, "scale": 2_500, "methods": 5_950, "all else": 17_450}

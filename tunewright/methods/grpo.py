@@ -2,9 +2,9 @@
 (GRPO, Shao et al. 2024, 2402.03300, and its relatives in `policy_losses`).
 
 The samples of a step are drawn and graded between steps, by `sampling.rollouts`, which hands them over as training
-rows: so this module, like every method, reads no files and asks no grader. With one update for a rollout, the model that is
-trained is the one that drew them, and ratios are 1; with more, the log-probabilities of the first are in the rows, as
-are those of the reference. Axes: S samples, M tokens of all of them.
+rows: so this module, like every method, reads no files and asks no grader. With one update for a rollout, the model
+that is trained is the one that drew them, and ratios are 1; with more, the log-probabilities of the first are in the
+rows, as are those of the reference. Axes: S samples, M tokens of all of them.
 """
 
 from __future__ import annotations
