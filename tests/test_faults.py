@@ -3,6 +3,8 @@ test run (`-rN` hides it)."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from faults import (
     Fault,
@@ -39,6 +41,12 @@ FAULTS = sorted(
     ],
     key=lambda f: f.number,
 )
+
+
+def test_they_are_numbered_and_the_readme_has_their_number() -> None:
+    assert [fault.number for fault in FAULTS] == list(range(1, len(FAULTS) + 1))
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(FAULTS)} known silent bugs: " in readme
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.number}-{f.bug}")
