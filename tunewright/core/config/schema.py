@@ -448,10 +448,8 @@ class RewardConfig(Frozen):
     sampler: SamplerConfig = SamplerConfig()
 
 
-class DistillConfig(Growing):
+class DistillConfig(Frozen):
     """Read by train.method=distill."""
-
-    ADDED = ("on_policy",)
 
     teacher: str = Field(
         "",
