@@ -6,12 +6,13 @@ python benchmarks/predictions.py RUN...      Writes results/predictions.md.
 from __future__ import annotations
 
 import argparse
+import re
 from datetime import datetime
 from pathlib import Path
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import Event
+from tunewright.core.records import Event, Receipt
 from tunewright.core.run_folder import Run
 
 HERE = Path(__file__).parent
@@ -43,15 +44,25 @@ def row(folder: Path) -> str:
     return f"| {folder.name} | {predicted:.0f} | {actual:.0f} | {predicted / actual - 1:+.0%} | {memory} | {parts} |"
 
 
+def made_by(folder: Path) -> str:
+    """The command of a run, and the speed of its machine."""
+    receipt = records.read(Run(folder).receipt, Receipt)
+    command, machine = re.sub(r" --runs \S+", "", receipt.command), receipt.machine
+    return f"- `{command}`: {machine.fp32_gflops:.0f} GFLOP/s in float32, {machine.bf16_gflops:.0f} in bfloat16"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="+", type=Path)
+    runs = parser.parse_args().runs
     lines = [
         "# Predictions of the plan\n",
         "`python benchmarks/predictions.py RUN...`: seconds of the stages that the plan predicted; memory in GB.\n",
         "| run | predicted | took | error | predicted GB | peak GB | error | stages: predicted/took |",
         "|---|---|---|---|---|---|---|---|",
-        *map(row, parser.parse_args().runs),
+        *map(row, runs),
+        "",
+        *map(made_by, runs),
     ]
     (HERE / "results" / "predictions.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))
