@@ -110,6 +110,7 @@ def test_kinds_of_adapters_layouts_and_divergences(
         "divergence": "forward",
         "beta": 0.5,
         "temperature": 1.0,
+        "on_policy": 0.0,
         **{k.partition(".")[2]: (v if k == "distill.divergence" else float(v))
            for k, v in (w.split("=") for w in words) if k.startswith("distill.")},
     }  # fmt: skip
