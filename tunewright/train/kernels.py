@@ -15,11 +15,12 @@ COMPILED_FROM = 200  # steps: compiling FlexAttention takes up to half a minute 
 def choose_kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
     """Raises CONFIG_CONFLICT for kernels that cannot compute the layers."""
     facts, adapter, asked = given.facts, given.config.adapter, given.config.train.kernels
-    unsupported = "tunewright's fused kernels do not support this model's layers"
+    plain = adapter.kind in ("lora", "rslora") and not adapter.dropout
     if adapter.of_peft:
         unsupported = f"tunewright's fused kernels do not support {adapter.kind}, which PEFT computes"
-    plain = adapter.kind in ("lora", "rslora") and not adapter.dropout
-    if facts.fused and not plain and not adapter.of_peft:
+    elif not facts.fused:
+        unsupported = "tunewright's fused kernels do not support this model's layers"
+    else:
         unsupported = "tunewright's fused kernels are for plain LoRA, without dropout"
     against: dict[Kernels, str] = {}
     if not facts.fused or not plain:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tunewright.core.config import EMBEDDING, PAIRED, RANKERS, RATED, REWARDED, Config
@@ -181,10 +182,15 @@ def _identified(sides: Sides) -> Sides:
     system messages or tools contain. What all rows have in common does not make two of them dependent; as one group,
     they would be on one side, and count as one row in all statistics. Rows with one whole prompt are such a group."""
     every = [e for examples in sides.values() for e in examples]
-    if len({normalised(e.question) for e in every}) > 1 or len({normalised(e.whole_prompt) for e in every}) < 2:
+    if _differ(e.question for e in every) or not _differ(e.whole_prompt for e in every):
         return sides
     chats = {side: [e for e in examples if isinstance(e, Chat)] for side, examples in sides.items()}
     return {side: tuple(replace(e, same_question=True) for e in own) for side, own in chats.items()}
+
+
+def _differ(texts: Iterable[str]) -> bool:
+    """Whether not all read the same; usually the first two tell."""
+    return any(one != other for one, other in itertools.pairwise(map(normalised, texts)))
 
 
 def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Change]]:
