@@ -54,7 +54,7 @@ def make_plan(setup: Setup) -> Plan:
     if plan.method in DISTILLED:
         _require_prompts(context)
         plan = plan.model_copy(update={"teacher": _teacher(setup, plan)})
-    prompt_distillation.require_possible(context, plan)
+    prompt_distillation.require_possible(context)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     free_gb = inputs.machine.free_gb - sum(model.gigabytes for model in rewards.reward_models(context.data.task))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * free_gb, inputs.machine.device)
