@@ -94,6 +94,7 @@ def test_similarities_are_from_0_to_1_and_1_for_equal_texts(text: str, reference
         ("fuzzy_match", "this is a test", "this is a test!", 0.9655172413793104),  # rapidfuzz's own example
         ("rouge_l", "The quick brown fox jumps", "the fox quickly jumps over", 0.6),
         ("rouge_l", "police kill the gunman", "Police killed the gunman.", 0.75),  # Lin 2004, with F1
+        ("rouge_l", "Лиса", "Собака", 0.0),  # rouge-score reads a-z and 0-9 alone
         ("bleu", "a b c d e", "a b c d e", 1.0),
     ],
 )

@@ -33,7 +33,7 @@ from tunewright.core.config import AdapterConfig, Plan
 from tunewright.core.errors import TunewrightError
 from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
-from tunewright.data.messages import Chat, Message
+from tunewright.data.messages import Chat, Message, question
 from tunewright.export import classifier
 from tunewright.judge.chat_model import ChatModel
 from tunewright.methods import METHODS
@@ -234,7 +234,10 @@ def test_transformers_class_reads_the_last_token_of_the_prompt() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Any) -> api.Result:
     root = tmp_path_factory.mktemp("heads")
     rows = write_chat_rows(root / "rows.jsonl", 60, label=True)
-    settings = {**QUICK, "train__method": "classify", "train__steps": 12, "train__lr": 3e-3}
+    asked = [question(json.loads(line)["messages"][0]["content"]) for line in rows.read_text().splitlines()]
+    # The longest prompt fits, and not with its answer.
+    limit = {"train__max_length": 1 + max(len(for_generation(TEMPLATE, prompt)) for prompt in asked)}
+    settings = {**QUICK, **limit, "train__method": "classify", "train__steps": 12, "train__lr": 3e-3}
     return api.run(rows, model=str(model_folder("llama")), name="h", root=root, **settings)
 
 
@@ -252,6 +255,8 @@ def test_a_run_answers_with_its_head_and_is_compared_with_fine_tuning(run: api.R
     assert json.loads((run.path / "forgetting.json").read_text())["reason"].startswith(
         "the model answers with its head"
     )
+    own = json.loads((run.path / "branches" / "sft" / "branch.json").read_text())["plan"]
+    assert (own["rows"], own["max_length"]) == (plan_["rows"], plan_["max_length"]), "the same, if longer with answers"
     branch = json.loads((run.path / "branches" / "sft" / "training.json").read_text())
     assert branch["steps"] == json.loads((run.path / "training.json").read_text())["steps"]
     assert "fine-tuning to write the answer" in (run.path / "report.html").read_text()

@@ -53,6 +53,23 @@ def test_a_sample_does_not_depend_on_what_else_is_drawn(kind: str) -> None:
             assert s.logp == pytest.approx(together[key].logp, abs=1e-5)
 
 
+def test_batches_of_long_prompts_have_fewer_rows() -> None:
+    """Each row has a cache of the longest prompt and an answer."""
+    lengths = {place: len(ids) for place, (_, ids) in enumerate(PROMPTS)}
+    for tokens in (1, 30, 60, 100, 1 << 30):
+        decoding, each = how(batch_tokens=tokens, batch_size=8), []
+        for places, numbers in sample._batches(PROMPTS, 3, decoding):
+            each += [(p, n) for p in places for n in numbers]
+            own = max(lengths[p] for p in places) + 12
+            assert len(places) * len(numbers) <= max(1, min(8, tokens // own))
+        assert sorted(each) == [(p, n) for p in range(4) for n in range(3)]
+    assert [len(places) for places, _ in sample._batches(PROMPTS, 3, how(batch_tokens=90))] == [1, 1, 2]
+    together = drawn(tiny_lm(vocabulary=300))
+    assert {k: s.ids for k, s in drawn(tiny_lm(vocabulary=300), batch_tokens=60).items()} == {
+        k: s.ids for k, s in together.items()
+    }
+
+
 def test_another_seed_step_or_row_draws_another_sample() -> None:
     model = tiny_lm(vocabulary=300)
     first = drawn(model)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from build import Folder, plan_of
+from build import Folder, plan_of, tiny_model
 
 from tunewright.core.config import AdapterConfig, Plan
 from tunewright.core.errors import RunError
@@ -74,6 +74,18 @@ def test_any_order_of_requests_gives_the_same_logits(kind: str, facts: Facts, tm
             assert torch.equal(logits(model), actual)
     assert not torch.equal(together[0], together[2])
     assert not torch.equal(together[0], together[1])
+
+
+def test_whether_the_base_has_dropout_depends_on_the_method_alone(tmp_path: Path) -> None:
+    """Not on what the same process trained before: a branch of fine-tuning may be trained by another."""
+    tiny_model("llama", attention_dropout=0.5).save_pretrained(tmp_path)
+    models, sft = Models(read_facts(str(tmp_path)), "cpu"), plan("lora")
+    pairs = sft.model_copy(update={"method": "dpo"})
+    for made, draws in ((pairs, False), (sft, True), (pairs, False)):
+        module = models.untrained(made).module.train()
+        with torch.no_grad():
+            first, second = (module(IDS, use_cache=False).logits for _ in range(2))
+        assert torch.equal(first, second) is not draws
 
 
 def test_a_fresh_adapter_is_the_same_however_often_it_is_asked_for(facts: Facts, tmp_path: Path) -> None:

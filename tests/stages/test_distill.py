@@ -134,6 +134,22 @@ def test_a_teacher_that_has_no_room_for_an_answer_is_refused_unless_it_is_not_as
         assert done.returncode == 0, done.stderr
 
 
+def test_a_teacher_that_has_no_room_for_what_the_student_writes_is_refused(
+    folder: Path, tmp_path: Path, model_folder: Folder
+) -> None:
+    """It reads that, whether or not it is asked for answers of its own."""
+    rows = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN]
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 200}))
+    words = [*rows, "distill.teacher=./teacher", "distill.on_policy=0.5", "prove.evidence=plain"]
+    refused = cli("plan", *words, "prove.max_new_tokens=190", "--name", "r", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    (less,) = re.findall(r"TEACHER_MISMATCH.*lower prove.max_new_tokens by (\d+)\.", refused.stderr)
+    done = cli("plan", *words, f"prove.max_new_tokens={190 - int(less)}", "--name", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_half_of_the_rows_have_answers_of_the_student(folder: Path, tmp_path: Path, model_folder: Folder) -> None:
     given = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN]
     done = cli("run", *given, f"distill.teacher={folder / 'teacher'}", "distill.on_policy=0.5", "train.steps=6",

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from build import cli, read
 
 from tunewright import api
+from tunewright.core.config import load
+from tunewright.core.console import Console
+from tunewright.core.errors import ConfigError
+from tunewright.core.run_folder import Run
+from tunewright.fan.jobs import HERE
+from tunewright.stages.runner import Runner
+from tunewright.stages.stage import Stage
 
 
 def test_a_distilled_prompt_saves_its_tokens(full: api.Result) -> None:
@@ -45,3 +54,24 @@ def test_the_learning_curve_alone(full: api.Result, tmp_path: Path) -> None:
     assert curve["points"][1]["score"] == pytest.approx(full.verdict["tuned"])
     assert curve["doubling"]["outcome"] in ("helps", "does not visibly help", "may or may not help")
     assert "Was there enough data?" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "given", ["train.method=dpo", "train.method=classify", "train.method=kto", "adapter.kind=none"]
+)
+@pytest.mark.parametrize("asked", ["prompt_distillation=5", "crossfit=true", "mitigation=true"])
+def test_an_experiment_of_fine_tuning_is_refused_where_it_is_not_read(asked: str, given: str) -> None:
+    load(None, [f"experiments.{asked}"])
+    with pytest.raises(ConfigError, match=rf"CONFIG_CONFLICT.* experiments.{asked.partition('=')[0]}"):
+        load(None, [f"experiments.{asked}", given])
+
+
+def test_an_experiment_that_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = load(None, ["experiments.mitigation=true"])
+    for config, printed in ((asked, True), (load(None, []), False)):
+        context: Any = SimpleNamespace(run=Run(tmp_path), config=config, console=Console(), where=HERE)
+        runner, work = Runner(context), SimpleNamespace()
+        runner._work = work  # type: ignore[assignment]
+        runner._do(Stage("mitigation", lambda inputs: None, skip_reason=lambda work: "there are no dev rows"))
+        assert ("experiments.mitigation is left out: there are no dev rows" in capsys.readouterr().err) is printed
+        assert read(tmp_path, "mitigation")["reason"] == "there are no dev rows"

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from build import FLAGS, WORDS, cli, copied, read, read_lines
+from build import FLAGS, WORDS, cli, copied, plan_of, read, read_lines
 
-from tunewright.core.config import load
+from tunewright.core import records
+from tunewright.core.config import MethodOptions, load
 from tunewright.core.errors import TunewrightError
+from tunewright.core.records import Training
+from tunewright.core.run_folder import Run
 from tunewright.judge import statistics, verdict
 from tunewright.judge.protocol import Protocol
 from tunewright.judge.verdict import ScoredArm
 from tunewright.model.facts import read_facts
+from tunewright.stages.experiments import rewards
 from tunewright.system.machine import Machine
 from tunewright.train import planning
 from tunewright.train.recipe import RowStats
@@ -106,6 +112,19 @@ def test_samples_and_raft_are_compared(trained: Path) -> None:
     assert raft["metric"]["run"] == pytest.approx(verdict["tuned"])
     assert raft["check"] is not None
     assert read(trained, "plan")["estimate"]["stages"]["rewards"] > 0
+
+
+@pytest.mark.parametrize(("updates", "prompts"), [(1, 80), (4, 24)])
+def test_raft_has_the_prompts_of_the_run(updates: int, prompts: int, tmp_path: Path) -> None:
+    """A rollout of several updates asks its prompts once, also the last, which an early stop has cut."""
+    done = Training(
+        steps=10, stopped_early=True, best_step=8, best_dev_loss=-0.5, first_dev_loss=-0.1, seconds=1.0, tokens=1,
+        weights_sha256="", peak_gb=1.0, trained=1, total=1,
+    )  # fmt: skip
+    records.write(Run(tmp_path).training, done)
+    asked = plan_of(method="grpo", batch_size=8, options=MethodOptions(num_iterations=updates))
+    work: Any = SimpleNamespace(run=Run(tmp_path), plan=asked)
+    assert rewards.prompts_asked(work) == prompts
 
 
 def test_the_report_shows_it(trained: Path) -> None:

@@ -29,7 +29,7 @@ from tunewright.tokens.sequences import TrainRow, flat
 from tunewright.tokens.template import Template
 from tunewright.train import loop
 from tunewright.train.sampling import rollouts
-from tunewright.train.sampling.on_policy import OnPolicy, is_sampled
+from tunewright.train.sampling.on_policy import OnPolicy, is_sampled, longest_sample
 from tunewright.train.sampling.rollouts import Rollouts
 
 TEMPLATE = Template(byte_tokenizer())
@@ -97,6 +97,13 @@ def test_a_sample_takes_the_place_of_the_answer(tmp_path: Path) -> None:
         assert abs(done[place].signal[teaching.ROWS] - alone.signal[teaching.ROWS]).max() < 1e-10, "of the sample"
     other = sampling(tmp_path / "other", reader).sampled(model, rows, asked, 6)
     assert [done[i].sequences for i in places] != [other[i].sequences for i in places]
+
+
+def test_nothing_is_written_beyond_the_context() -> None:
+    prompt = max(len(row.sequences[0].prompt) for row in ROWS)
+    assert longest_sample(ROWS, CHATS, 8, prompt + 8) == prompt + 8
+    with pytest.raises(TunewrightError, match=r"DATA_TOO_LONG.* x:0.*set prove.max_new_tokens=7,"):
+        longest_sample(ROWS, CHATS, 8, prompt + 7)
 
 
 def test_dev_losses_are_of_the_rows_own_answers(tmp_path: Path) -> None:

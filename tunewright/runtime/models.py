@@ -28,7 +28,7 @@ class Models:
         self._facts, self._device = facts, device
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
-        self._kind: tuple[AdapterConfig, str, int] | None = None  # what the adapted module was built for
+        self._kind: tuple[AdapterConfig, str, int, bool] | None = None  # what the adapted module was built for
         self._initial: tuple[object, dict[str, torch.Tensor]] | None = (
             None  # values that take long to compute, and of what
         )
@@ -133,8 +133,9 @@ class Models:
 
     def _module(self, plan: Plan) -> LanguageModel:
         """The adapted module, configured as the plan says."""
-        kind = (plan.adapter, plan.dtype, len(plan.labels))
+        kind = (plan.adapter, plan.dtype, len(plan.labels), self._facts.draws and _computes_twice(plan))
         if self._adapted is None or self._kind != kind:
+            self._adapted = None  # not two in memory
             self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
         kernels = _kernels(module, plan)
@@ -145,11 +146,16 @@ class Models:
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
         adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
-        if plan.embed or plan.method in (*REWARDED, *PAIRED, *RATED):  # what is computed twice must be the same
+        if _computes_twice(plan):
             vectors.without_dropout(model.module)
         if plan.embed:
             vectors.freeze_output_head(model.module)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
+
+
+def _computes_twice(plan: Plan) -> bool:
+    """Whether a step computes something twice, which must be the same both times: without dropout of the base's own."""
+    return plan.embed is not None or plan.method in (*REWARDED, *PAIRED, *RATED)
 
 
 def _kernels(module: nn.Module, plan: Plan) -> Kernels:

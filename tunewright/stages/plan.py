@@ -31,6 +31,7 @@ from tunewright.tokens.sequences import flat
 from tunewright.train import planning, profile, selftest
 from tunewright.train.recipe import RowStats
 from tunewright.train.sampling import preflight
+from tunewright.train.sampling.on_policy import longest_sample
 
 WORTH_MORE = 1.4  # times as fast with two processes
 
@@ -51,9 +52,9 @@ def make_plan(setup: Setup) -> Plan:
         labels = context.data.task.labels or context.data.task.label_set or one
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     if plan.method in DISTILLED:
-        plan = plan.model_copy(update={"teacher": _teacher(setup, plan)})
         _require_prompts(context)
-    prompt_distillation.require_possible(context, plan)
+        plan = plan.model_copy(update={"teacher": _teacher(setup, plan)})
+    prompt_distillation.require_possible(context)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     free_gb = inputs.machine.free_gb - sum(model.gigabytes for model in rewards.reward_models(context.data.task))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * free_gb, inputs.machine.device)
@@ -70,13 +71,17 @@ def make_plan(setup: Setup) -> Plan:
 
 
 def _teacher(setup: Setup, plan: Plan) -> Teacher:
-    """The teacher that the config names. Raises TEACHER_MISMATCH, also where its arm would have no room to answer."""
+    """The teacher that the config names. Raises TEACHER_MISMATCH, also where its arm would have no room to answer, or
+    it would have none to read what the model writes; DATA_TOO_LONG where the model has none to write it."""
     inputs, examples, written = setup.inputs, setup.context.data.examples, 0
+    settings, context = setup.context.config.distill, setup.inputs.facts.context
     rows, size = flat([r for side in inputs.rows.values() for r in side]), planning.each_of(plan.dtype)
     for arm in inputs.arms.get("teacher", []):
         prompts = [for_generation(inputs.template, arm.prompt(examples[i])) for i in (*inputs.dev, *inputs.test)]
         written = max(map(len, prompts)) + plan.max_new_tokens
-    return teacher.described(setup.context.config.distill, inputs.facts, inputs.template, rows, size, written)
+    if settings.on_policy:
+        written = max(written, longest_sample(inputs.rows["train"], examples, plan.max_new_tokens, context))
+    return teacher.described(settings, inputs.facts, inputs.template, rows, size, written)
 
 
 def adopt(setup: Setup, plan: Plan) -> Plan:

@@ -170,6 +170,8 @@ class Runner:
             self._print(stage, stage.run_separately(self.context))
             return
         reason = stage.skip_reason(self.work()) if stage.skip_reason is not None else None
+        if reason is not None and getattr(self.context.config.experiments, stage.name, False):
+            self.context.console.warn(f"  experiments.{stage.name} is left out: {reason}")
         result = stage.run(self) if reason is None else NotMeasured(reason=reason)
         if result is not None:
             records.write(stage.file(self.context.run), result)

@@ -71,9 +71,21 @@ def check(config: Config, conflict: Conflict) -> None:
         raise conflict("experiments.raft", message, "leave it out, or set train.method=grpo.")
     _check_embedding(config, conflict)
     _check_distilled(config, conflict)
+    _check_experiments(config, conflict)
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
+
+
+def _check_experiments(config: Config, conflict: Conflict) -> None:
+    """Those that train an adapter by fine-tuning."""
+    for name in ("prompt_distillation", "crossfit", "mitigation"):
+        if getattr(config.experiments, name) and config.train.method != "sft":
+            message = f"experiments.{name} is for fine-tuning; train.method={config.train.method} does not read it."
+            raise conflict(f"experiments.{name}", message, "leave it out, or set train.method=sft.")
+        if getattr(config.experiments, name) and config.adapter.kind == "none":
+            message = f"experiments.{name} needs an adapter, and adapter.kind=none trains all weights."
+            raise conflict(f"experiments.{name}", message, "leave it out, or choose another adapter.kind.")
 
 
 def _check_distilled(config: Config, conflict: Conflict) -> None:

@@ -42,6 +42,13 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
+def _rouge_l(text: str, reference: str) -> float:
+    """As that package has it, 0 where one of them has no such words: two texts in another script have nothing in
+    common by it."""
+    words, others = _words(text), _words(reference)
+    return _similar(words, others) if words and others else 0.0
+
+
 def _bleu(text: str, reference: str) -> float:
     from sacrebleu import sentence_bleu
 
@@ -51,7 +58,7 @@ def _bleu(text: str, reference: str) -> float:
 SIMILARITIES: dict[str, Callable[[str, str], float]] = {
     "fuzzy_match": lambda text, reference: _similar(text, reference),
     "bleu": _bleu,
-    "rouge_l": lambda text, reference: _similar(_words(text), _words(reference)),
+    "rouge_l": _rouge_l,
 }
 # Our own metrics that need nothing but two texts: (reference, answer).
 OWN: dict[str, Callable[[str, str], float]] = {

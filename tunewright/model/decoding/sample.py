@@ -90,11 +90,13 @@ def _batches(
         yield from (([p], [n]) for p in range(len(prompts)) for n in range(count))
         return
     ordered = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p][1]), p))
-    size = max(1, decoding.batch_size // count)
-    numbers = list(range(count))
-    for start in range(0, len(ordered), size):
-        for first in range(0, count, decoding.batch_size):
-            yield ordered[start : start + size], numbers[first : first + decoding.batch_size]
+    numbers, start = list(range(count)), 0
+    while start < len(ordered):
+        own = len(prompts[ordered[start]][1]) + decoding.max_new_tokens  # of each row: prompts are padded
+        rows = max(1, min(decoding.batch_size, decoding.batch_tokens // own))
+        places = ordered[start : start + max(1, rows // count)]
+        yield from ((places, numbers[first : first + rows]) for first in range(0, count, rows))
+        start += len(places)
 
 
 def _noise(draw: Draw, row: int, number: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

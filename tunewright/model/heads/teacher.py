@@ -36,7 +36,8 @@ def described(
     written: int = 0,
 ) -> Teacher:
     """The teacher that a config names, for rows that ``student`` learns from; nothing but its files' facts is loaded.
-    ``size``: bytes of a number; ``written``: tokens of the longest prompt and an answer, if it is to write answers.
+    ``size``: bytes of a number; ``written``: tokens of the longest prompt and an answer, if it is to write answers, or
+    to read those of the student.
     Raises TEACHER_MISMATCH, and what `read_facts` raises."""
     facts = read_facts(_model_of(settings.teacher))
     own, other = template.tokenizer.get_vocab(), load_template(Path(facts.path)).tokenizer.get_vocab()
@@ -49,10 +50,8 @@ def described(
         fix = f"set train.max_length={facts.context} data.too_long=drop, or use another teacher."
         raise _mismatch(f"its context is {facts.context} tokens, and the longest row has {longest}", fix)
     if written > facts.context:
-        fix = (
-            f"lower prove.max_new_tokens by {written - facts.context}, or set prove.evidence=plain, with which it is "
-            "not asked for answers."
-        )
+        fix = f"lower prove.max_new_tokens by {written - facts.context}"
+        fix += "." if settings.on_policy else ", or set prove.evidence=plain, with which it is not asked for answers."
         raise _mismatch(f"its context is {facts.context} tokens, and prompt and answer may have {written}", fix)
     vocabulary, supervised = min(student.vocabulary, facts.vocabulary), sum(s.supervised for s in sequences)
     weights = facts.parameters if settings.on_policy else 0  # which read what the student writes

@@ -95,11 +95,7 @@ def _texts(work: Work, folds: Folds) -> TextCrossfit:
 
 
 def skip_reason(work: Work) -> str | None:
-    if not work.config.experiments.crossfit:
-        return "experiments.crossfit is off"
-    if work.plan.method != "sft":
-        return f"a row's loss says whether its answer is unusual only in fine-tuning, not in {work.plan.method}"
-    return "all weights are trained; there is no adapter" if work.plan.adapter.kind == "none" else None
+    return None if work.config.experiments.crossfit else "experiments.crossfit is off"
 
 
 def lines(record: LabelCrossfit | TextCrossfit | NotMeasured) -> Sequence[str]:

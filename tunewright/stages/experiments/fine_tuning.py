@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import MethodOptions
+from tunewright.core.records import Side
+from tunewright.core.words import counted
 from tunewright.methods import METHODS
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
@@ -45,11 +47,19 @@ def branch(work: Work, name: str, train: Rows, dev: Rows) -> Branch:
 
 
 def answers(work: Work) -> Branch:
-    """Fine-tuning to write the answers of the run's rows."""
+    """Fine-tuning to write the answers of the run's rows. Where these are prompts, which a head reads, their answers
+    make them longer than train.max_length allows: they are trained on all the same, if the model can read them."""
     data, inputs = work.data, work.inputs
-    renderer = RowRenderer(inputs.template, METHODS["sft"].prepare, inputs.limit, work.config.data.too_long)
-    folder, rows = work.run.path / "data", {}
-    for side in ("train", "dev"):
-        rendered = render_cache.cached_rows(renderer, data.examples, data.side(side), folder)
+    sides: tuple[Side, ...] = ("train", "dev")
+    rows: dict[Side, Rows] = {}
+    limit = inputs.facts.context if work.plan.labels else inputs.limit
+    renderer = RowRenderer(inputs.template, METHODS["sft"].prepare, limit, "drop")
+    for side in sides:
+        same = {r.row for r in inputs.rows[side]}
+        chosen = [i for i in data.side(side) if i in same]
+        rendered = render_cache.cached_rows(renderer, data.examples, chosen, work.run.path / "data")
+        if rendered.dropped:
+            what = counted(len(rendered.dropped), f"{side} row")
+            work.console.warn(f"  fine-tuning leaves out {what}: with the answer, longer than the model's context")
         rows[side] = tuple(rendered.rows)
     return branch(work, "sft", rows["train"], rows["dev"])

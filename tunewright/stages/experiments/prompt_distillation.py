@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tunewright.core.config import Plan
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import PromptDistillation, PromptTokens, Side
 from tunewright.data.messages import Chat, Prompt
@@ -30,13 +29,12 @@ from tunewright.tokens import rendering
 from tunewright.tokens.sequences import TrainRow, prompt_then_answer
 
 
-def require_possible(context: Context, plan: Plan) -> None:
-    """Raises CONFIG_CONFLICT if prompt distillation is set, and there is no instruction to distil, or no adapter."""
-    wanted = context.config.experiments.prompt_distillation and plan.method == "sft"
-    if wanted and (context.data.instruction is None or plan.adapter.kind == "none"):
+def require_possible(context: Context) -> None:
+    """Raises CONFIG_CONFLICT if prompt distillation is set, and there is no instruction to distil."""
+    if context.config.experiments.prompt_distillation and context.data.instruction is None:
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "experiments.prompt_distillation needs an instruction that all rows share, and an adapter.",
+            "experiments.prompt_distillation needs an instruction that all rows share.",
             where="experiments.prompt_distillation",
             fix="set data.instruction, or leave experiments.prompt_distillation out.",
         )
@@ -97,9 +95,7 @@ def without_system(prompt: Prompt) -> Prompt:
 
 
 def skip_reason(work: Work) -> str | None:
-    if not work.config.experiments.prompt_distillation:
-        return "experiments.prompt_distillation is 0"
-    return None if work.plan.method == "sft" else f"its recipe is that of fine-tuning, not of {work.plan.method}"
+    return None if work.config.experiments.prompt_distillation else "experiments.prompt_distillation is 0"
 
 
 def lines(record: PromptDistillation) -> Sequence[str]:

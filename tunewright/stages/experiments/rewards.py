@@ -120,8 +120,9 @@ def sampled_tokens(work: Work) -> int:
 
 
 def prompts_asked(work: Work) -> int:
-    """How often the run has asked a prompt."""
-    return records.read(work.run.training, Training).steps * work.plan.batch_size
+    """How often the run has asked a prompt: once for all updates of a rollout."""
+    rollouts = -(-records.read(work.run.training, Training).steps // work.plan.options.num_iterations)
+    return rollouts * work.plan.batch_size
 
 
 def best_samples(work: Work, budget: int) -> tuple[list[TokenSequence], int]:

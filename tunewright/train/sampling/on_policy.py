@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from tunewright.core.config import Plan
+from tunewright.core.errors import data_error
+from tunewright.data.messages import Example
 from tunewright.methods import teaching
 from tunewright.model.heads import teacher
 from tunewright.model.language_model import LanguageModel
@@ -60,6 +62,22 @@ def is_sampled(plan: Plan, step: int, place: int) -> bool:
     assert plan.teacher is not None
     draw = np.random.Generator(np.random.Philox(key=[plan.seed, step], counter=[0, 1, place, 0])).random()
     return bool(draw < plan.teacher.settings.on_policy)
+
+
+def longest_sample(rows: Sequence[TrainRow], examples: Sequence[Example], answer: int, context: int) -> int:
+    """Tokens of the longest prompt and an ``answer`` of the student, which the teacher reads. Raises DATA_TOO_LONG if
+    the student would write beyond its ``context``."""
+    longest = max(rows, key=lambda row: len(row.sequences[0].prompt))
+    prompt = len(longest.sequences[0].prompt)
+    if prompt + answer > context:
+        raise data_error(
+            "DATA_TOO_LONG",
+            f"distill.on_policy lets the model answer this row, whose prompt has {prompt} tokens: with an answer of "
+            f"{answer}, more than its context of {context} tokens.",
+            where=examples[longest.row].where,
+            fix=f"set prove.max_new_tokens={context - prompt}, or leave the row out.",
+        )
+    return prompt + answer
 
 
 def _one_sample(plan: Plan) -> Plan:
