@@ -1,10 +1,13 @@
 """Write the generated pages of docs/ and the generated parts of the README from the code and the benchmark results.
 
-`--check` writes nothing; it reports whether the pages are up to date. Arguments select pages, such as docs/cli.md.
+python scripts/make_docs.py [--check] [--without PAGE ...] [PAGE ...]
+
+`--check` writes nothing; it reports whether the pages are up to date. A page: docs/cli.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import json
@@ -94,7 +97,7 @@ def errors_page() -> str:
 def messages_in_tests() -> dict[str, str]:
     """Code -> message, for the first wrong input in tests/bad_inputs.py that is rejected with that code."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from bad_inputs import CASES, ask, sound
+    from bad_inputs import CASES, ask, in_the_docs, sound
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # transformers warns about models that are broken on purpose
@@ -114,8 +117,7 @@ def messages_in_tests() -> dict[str, str]:
             case.make(folder)
             with contextlib.chdir(folder):
                 line = next(x for x in ask(case)[2].splitlines() if x.startswith("error["))
-            message = line.partition("] ")[2].replace(f"{folder}/", "").replace("`", "'").replace("|", "/")
-            messages.setdefault(case.code, " ".join(message.split()))
+            messages.setdefault(case.code, in_the_docs(line, folder))
     return messages
 
 
@@ -280,16 +282,19 @@ PAGES = {
 
 
 def main() -> None:
-    stale = []
-    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or list(PAGES)
-    for name in wanted:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pages", nargs="*")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--without", nargs="+", default=[])
+    asked, stale = parser.parse_args(), []
+    for name in [n for n in asked.pages or PAGES if n not in asked.without]:
         path, text = ROOT / name, PAGES[name]()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
-            if "--check" not in sys.argv:
+            if not asked.check:
                 path.write_text(text, encoding="utf-8")
-    print("up to date" if not stale else f"{'stale' if '--check' in sys.argv else 'written'}: {', '.join(stale)}")
-    sys.exit(bool(stale) and "--check" in sys.argv)
+    print("up to date" if not stale else f"{'stale' if asked.check else 'written'}: {', '.join(stale)}")
+    sys.exit(bool(stale) and asked.check)
 
 
 if __name__ == "__main__":

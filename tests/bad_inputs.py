@@ -603,6 +603,12 @@ def ask(case: Case) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
+def in_the_docs(line: str, folder: Path) -> str:
+    """The message of an error as docs/errors.md has it."""
+    message = line.partition("] ")[2].replace(f"{folder}/", "").replace("`", "'").replace("|", "/")
+    return " ".join(message.split())
+
+
 def broken(name: str, how: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda folder: how(folder / name)
 

@@ -216,7 +216,7 @@ def plan_of(**more: Any) -> Plan:
         "checkpoint_keep": 2,
         "adapter": LORA,
         "seed": 3,
-        "threads": 2,
+        "threads": 1,
         "reasons": {},
     }
     return Plan.model_validate({**base, **more})

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_inputs import ABSENT, CASES, GOOD, Case, ask, lines, sound
+from bad_inputs import ABSENT, CASES, GOOD, Case, ask, in_the_docs, lines, sound
 
 from tunewright.core import config
-from tunewright.core.errors import TunewrightError
+from tunewright.core.errors import CODES, TunewrightError
 from tunewright.data import dataset
 from tunewright.tokens import template
 
 SECONDS = 60
+FIRST = {case.code: case for case in reversed(CASES)}  # docs/errors.md has its message
+DOCUMENTED = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,16 @@ def test_wrong_input(case: Case, whole: Path, tmp_path: Path, monkeypatch: pytes
     assert "Traceback" not in printed
     assert all(len(x) < 700 for x in printed.splitlines())
     assert sorted(folder.rglob("*")) == before, "something is left behind"
+    if case is FIRST[case.code]:
+        row = f"| `{case.code}` | {CODES[case.code]} | `{in_the_docs(line, folder)}` |"
+        assert row in DOCUMENTED, "run `make docs`"
+
+
+def test_every_code_is_documented() -> None:
+    rows = [row for row in DOCUMENTED if row.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(CODES)
+    for code, meaning in CODES.items():
+        assert code in FIRST or f"| `{code}` | {meaning} |  |" in rows, "run `make docs`"
 
 
 def test_the_list_is_complete() -> None:

@@ -55,11 +55,17 @@ def temperature(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
 def calibration_error(confidence_R: ArrayLike, right_R: ArrayLike, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal row count: the mean gap between confidence and accuracy."""
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
-    if not len(confidence):
-        return 0.0
-    order = np.argsort(confidence, kind="stable")
-    parts = [p for p in np.array_split(order, min(bins, len(order))) if len(p)]
-    return float(sum(abs(confidence[p].mean() - right[p].mean()) * len(p) for p in parts) / len(confidence))
+    return float(_binned_errors(confidence[None], right[None], bins)[0]) if len(confidence) else 0.0
+
+
+def _binned_errors(confidence_SR: Floats, right_SR: Floats, bins: int) -> Floats:
+    """`calibration_error` of each of several samples."""
+    rows = confidence_SR.shape[-1]
+    order = np.argsort(confidence_SR, axis=-1, kind="stable")
+    gap_SR = np.take_along_axis(confidence_SR - right_SR, order, axis=-1)
+    starts = [part[0] for part in np.array_split(np.arange(rows), min(bins, rows))]
+    errors_S: Floats = np.abs(np.add.reduceat(gap_SR, starts, axis=-1)).sum(-1) / rows
+    return errors_S
 
 
 def error_interval(
@@ -79,8 +85,9 @@ def error_interval(
     z, gap = float(stats.norm.isf(alpha / 2)), confidence - right
     low = abs(float(gap.mean())) - z * float(gap.std(ddof=1)) / rows**0.5
     rng = np.random.Generator(np.random.Philox(key=seed))
-    drawn = [calibration_error(confidence[p], right[p]) for p in rng.integers(0, rows, size=(resamples, rows))]
-    high = calibration_error(confidence, right) + z * float(np.std(drawn))
+    drawn_SR = rng.integers(0, rows, size=(resamples, rows))
+    errors_S = _binned_errors(confidence[drawn_SR], right[drawn_SR], BINS)
+    high = calibration_error(confidence, right) + z * float(errors_S.std())
     return Interval(max(0.0, low), min(1.0, high))
 
 

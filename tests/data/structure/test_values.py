@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunewright.data.structure.values import MAX_DEPTH, lenient_json, strict_json, unfenced
@@ -24,6 +24,7 @@ WRAPPINGS = ["{}", "```json\n{}\n```", "Here it is:\n{}", "{}\nI hope this helps
 
 @settings(max_examples=200, deadline=None)
 @given(CONTAINERS, st.sampled_from(WRAPPINGS))
+@example({"```": None}, WRAPPINGS[1])
 def test_a_value_is_read_in_any_wrapping(value: Any, wrapping: str) -> None:
     text = wrapping.replace("{}", json.dumps(value))
     assert lenient_json(text, value) == value

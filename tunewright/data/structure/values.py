@@ -109,7 +109,7 @@ def container(value: object) -> Container | None:
 def unfenced(text: str) -> str:
     """The inside of a text that is one fenced block and nothing else; otherwise the text."""
     block = re.fullmatch(r"\s*```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", text, re.S)
-    return block[1] if block and "```" not in block[1] else text
+    return block[1] if block and not re.search(r"^[ \t]*```", block[1], re.M) else text
 
 
 JSON = Notation("JSON", strict_json, lenient_json)

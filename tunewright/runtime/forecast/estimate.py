@@ -29,7 +29,7 @@ from tunewright.train import dealing, planning
 from tunewright.train.profile import Speed
 
 GENERIC, PROBES, PROBE_ROWS = 5_000, 32_000, 360  # of `forgetting`: tokens, tokens that each model reads, prompts
-LOADING = 6.0  # writing an export, and a process that loads it
+LOADING = 12.0  # writing an export, and a process that loads it
 RANKS, WORTH_RANKS = (2, 4, 8), 3600.0  # processes; seconds of training from which several may be worth it
 PROCESS_GB = 1.0  # torch, oneDNN's code, the data
 ACTIVATIONS, LOGITS = 20, 10  # bytes: of a token of a prompt for each unit of width and byte of dtype; of a logit
@@ -270,9 +270,9 @@ def stages(work: Work, measured: Pilot) -> dict[str, float]:
 
 
 def training_gb(work: Work, speed: Speed) -> float:
-    """Memory while the model trains: that of the first passes, and what `heap.bounded` lets pile up. Of a GPU, nothing
-    but the peak so far is known."""
-    return heap.GROWTH * speed.held_gb if work.inputs.machine.device == "cpu" else 0.0
+    """Memory while the model trains: that of the first passes, and half of what `heap.bounded` lets pile up (rows of
+    one length pile up nothing), so neither extreme is far off. Of a GPU, nothing but the peak so far is known."""
+    return heap.GROWTH**0.5 * speed.held_gb if work.inputs.machine.device == "cpu" else 0.0
 
 
 def decoding_gb(work: Work, measured: Pilot) -> float:
