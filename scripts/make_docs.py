@@ -77,8 +77,10 @@ def errors_page() -> str:
     lines = [
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what is wrong. Fix: what to do.`",
-        "Exit status: 130 for `RUN_INTERRUPTED`; 1 for other `TRAIN_*`, `EXPORT_*`, `CONSUMER_*` and",
-        "`RUN_DISK`; 2 for the rest.\n",
+        "Exit status: 2 for wrong input; 1 for a failure that wrong input did not cause (`TRAIN_*`, `EXPORT_*`,",
+        "`CONSUMER_*`, `RANKS_*`, `ROLLOUT_*`, `REWARD_FAILED`, `RUN_DISK`, and `SELFTEST_*` other than",
+        "`SELFTEST_PROMPT` and `SELFTEST_STOP`); 4 for `RUN_WAITS`; 130 for `RUN_INTERRUPTED`. Without an error,",
+        "`--gate` exits with 3 unless the verdict is BETTER.\n",
         "The examples are the messages for the wrong inputs in `tests/bad_inputs.py`;",
         "`python tests/bad_inputs.py FOLDER` writes all of these inputs, each with its command.\n",
         "| code | meaning | example |",

@@ -63,7 +63,9 @@ def test_wrong_input(case: Case, whole: Path, tmp_path: Path, monkeypatch: pytes
     assert sorted(folder.rglob("*")) == before, "something is left behind"
 
 
-def test_the_list_is_complete() -> None:
+def test_the_list_is_complete_and_the_readme_has_its_length() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(CASES)} wrong files, configs, models and adapters are rejected " in readme
     assert {c.number for c in CASES} | set(ABSENT) | ACCEPTED == set(range(1, 71))
 
 

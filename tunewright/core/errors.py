@@ -3,12 +3,12 @@
     TunewrightError            code, message, where, fix; exit status 2 unless noted
     ├── ConfigError            CONFIG_* REWARD_*               a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
-    ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_* TEACHER_*
+    ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_* TEACHER_* SELFTEST_PROMPT SELFTEST_STOP
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     │   └── RunWaits           RUN_WAITS              trainings were printed; exit status 4
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_* RANKS_* ROLLOUT_* REWARD_FAILED EXPORT_* CONSUMER_* RUN_DISK   exit status 1:
-                               not caused by wrong input
+    └── TrainError             TRAIN_* RANKS_* ROLLOUT_* REWARD_FAILED EXPORT_* CONSUMER_* RUN_DISK, other SELFTEST_*
+                               exit status 1: not caused by wrong input
 
 A user's mistake raises one of these; our own mistake fails an ``assert``; the impossible is not handled.
 Codes are stable API: ``CODES`` lists them, and a test keeps the table and the code in sync.
