@@ -127,7 +127,7 @@ def sweep(
 def demo(
     settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Run every stage on real rows with the embedded model.
+    """Run every stage on real rows with the model smollm2-135m.
 
     Extracts JSON from US addresses; takes 8 to 20 minutes on two cores.
     """
