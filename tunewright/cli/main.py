@@ -375,7 +375,7 @@ def _together(source: str, root: Path, processes: int) -> None:
             "CONFIG_CONFLICT",
             f"{processes} processes were started, and {source} is not a run with a plan.",
             where="WORLD_SIZE",
-            fix=f"`tunewright plan {source} --name NAME`, then torchrun on `-m tunewright train runs/NAME`.",
+            fix=f"`tunewright plan {source} --name NAME`, then torchrun with `-m tunewright train runs/NAME`.",
         )
     worker.work(run, under_lock=False)
 
