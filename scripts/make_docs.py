@@ -191,7 +191,7 @@ def correctness_page() -> str:
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
         "checks that a property holds, plants the bug ([tests/faults](../tests/faults)), and checks that the property",
-        "now fails. The codes are explained in [errors.md](errors.md).\n",
+        "no longer holds. The codes are explained in [errors.md](errors.md).\n",
         "| | bug | seen in | property that holds instead |",
         "|---|---|---|---|",
     ]
@@ -212,10 +212,10 @@ def correctness_page() -> str:
 
 
 SERVER = """
-The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): killed {kills} times while it had
-{jobs} jobs, of which {continued} were continued, it has lost {lost}, ended or reported {twice} twice, and ended
-{out_of_order} out of order. {requests:,} requests that no client would send had these statuses, and no answer was of
-another tenant: {statuses}."""
+The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): the server was killed {kills} times
+while it had {jobs} jobs, and {continued} of these were continued. It lost {lost}, ended or reported {twice} twice, and
+ended {out_of_order} out of order. No answer to {requests:,} requests that no client would send came from another
+tenant; their statuses: {statuses}."""
 
 SELFTEST_AND_KILLS = """
 ## Before the first step of every run
