@@ -213,7 +213,7 @@ def correctness_page() -> str:
 
 SERVER = """
 The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): the server was killed {kills} times
-while it had {jobs} jobs, and {continued} of these were continued. It lost {lost}, ended or reported {twice} twice, and
+while it had {jobs} jobs, and continued {continued} of these. It lost {lost}, ended or reported {twice} twice, and
 ended {out_of_order} out of order. No answer to {requests:,} requests that no client would send came from another
 tenant; their statuses: {statuses}."""
 
