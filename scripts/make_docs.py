@@ -212,10 +212,10 @@ def correctness_page() -> str:
 
 
 SERVER = """
-The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): the server was killed {kills} times
-while it had {jobs} jobs, and continued {continued} of these. It lost {lost}, ended or reported {twice} twice, and
-ended {out_of_order} out of order. No answer to {requests:,} requests that no client would send came from another
-tenant; their statuses: {statuses}."""
+The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): the server was killed
+{kills} times while it had {jobs} jobs, and continued {continued} of these. It lost {lost}, ended or reported {twice}
+twice, and ended {out_of_order} out of order. No answer to {requests:,} requests that no client would send came from
+another tenant; their statuses: {statuses}."""
 
 SELFTEST_AND_KILLS = """
 ## Before the first step of every run

@@ -30,7 +30,7 @@ def synthesize(
     ] = "",
     temperature: Annotated[float, typer.Option(min=0, max=2, help="Temperature of the answers.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; longer ones are left out.")] = 512,
-    rows: Annotated[int | None, typer.Option(min=1, help="Ask only about the first rows, this many.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask about the first N rows only.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Concurrent requests.")] = 8,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")] = False,
