@@ -31,29 +31,29 @@ INTRODUCTIONS = {
         "Parties and places in loan agreements",
         "Extraction of entities: sentences of loan agreements filed with the US Securities and Exchange Commission, and "
         "the persons, organizations and locations that they name, annotated by hand (Salinas Alvarado, Verspoor and "
-        "Baldwin 2015). Answers are JSON arrays of objects, a third of them empty. Items are matched one to one, so the "
-        "type of one entity with the text of another is not right.",
+        "Baldwin 2015). Answers are JSON arrays of objects, a third of them empty. Items are matched one to one, so an "
+        "item with the type of one entity and the text of another is wrong.",
     ),
     "tools": (
         "Tool calls",
         "Which function to call with which arguments, or none: 300 conversations with tools (a sample of "
         "glaive-function-calling-v2, Apache-2.0, written by a model), each cut after its first call. The base model's own "
-        "template has no tools, so the run uses chatml-tools. A call counts by its name and arguments; answering in "
-        "words where a call is expected, or the other way round, is wrong.",
+        "template has no tools, so the run uses chatml-tools. A call is scored by its name and arguments; "
+        "answering in words where a call is expected, or the other way round, is wrong.",
     ),
     "sentiment": (
         "Sentiment of short texts",
         "Classification into positive, neutral and negative (VADER ground truth, MIT). A label is chosen by the "
         "log-probability of the whole answer. A constant answer and a TF-IDF classifier are arms too: compare with "
-        "them before you trust a language model.",
+        "these before you trust a language model.",
     ),
     "support": (
         "A support assistant",
         "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms search the Python "
         "tutorial and HOWTOs and SQLite's pages. The verdict is about how likely each arm finds the answers that the "
-        "projects gave (reference_bits: bits per byte, lower is better). That is tone, form and choice of words; a 135M "
-        "model does not know the facts. The report shows beside it what a reader would notice: chrF, answers that loop "
-        "or were cut, and how easily a classifier tells the answers from the projects' own.",
+        "projects gave (reference_bits: bits per byte, lower is better). This measures tone, form and choice of "
+        "words; a 135M model does not know the facts. The report also shows what a reader would notice: chrF, answers "
+        "that loop or were cut off, and how easily a classifier distinguishes the answers from the projects' own.",
     ),
     "jargon": (
         "The voice of one author",
@@ -64,12 +64,12 @@ INTRODUCTIONS = {
     "preferences": (
         "Preferences between two dictionaries",
         "Pairs of definitions of one word: the Devil's Dictionary (Bierce, public domain) is chosen, WordNet (free "
-        "licence) rejected. Trained with DPO, and judged twice: like any run, against the base with a prompt and with examples, by "
-        "how likely each arm finds Bierce's definitions; and against fine-tuning on Bierce's definitions alone, with the "
-        "same rows and steps.\n\nAn honest negative, at two and a half times the plan's own rate. Training looks perfect: "
-        "its loss falls to 0.08, it prefers Bierce in every test pair more than before, and a classifier of style takes "
-        "its answers for his. But the chosen answers became less likely, and no answer ends before the limit. Fine-tuning "
-        "on the chosen answers is much better.",
+        "licence) rejected. The model is trained with DPO, and judged twice: like any run, against the base with a prompt "
+        "and with examples, by how likely each arm finds Bierce's definitions; and against fine-tuning on Bierce's "
+        "definitions alone, with the same rows and steps.\n\nThe result is negative, at two and a half times the plan's own "
+        "learning rate. Training looks perfect: its loss falls to 0.08, the model prefers Bierce in every test pair more "
+        "than before, and a classifier of style takes its answers for his. But the chosen answers became less likely, and "
+        "no answer ends before the limit. Fine-tuning on the chosen answers is much better.",
     ),
     "rewards": (
         "JSON with given keys, from rewards",

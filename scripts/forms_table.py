@@ -36,14 +36,15 @@ def _outcome(sample: dict[str, Any]) -> str:
         problem = error.problems[0]
         return _cell(f"refused, `{problem.code}`: {problem.message}")
     names = ", ".join(settings.get("label_names", ()))
-    needed = f" with `data.label_names='[{names}]'`" if names else ""
     method = {
-        "preference": " with a preference method",
-        "rewards": " with `train.method=grpo`",
-        "rated": " with `train.method=kto`",
-        "tags": " with `train.method=tag`",
+        "preference": "a preference method",
+        "rewards": "`train.method=grpo`",
+        "rated": "`train.method=kto`",
+        "tags": "`train.method=tag`",
     }
-    return f"`{parsed.format}`{needed}" + next((text for key, text in method.items() if settings.get(key)), "")
+    needed = [f"`data.label_names='[{names}]'`"] if names else []
+    needed += [text for key, text in method.items() if settings.get(key)][:1]
+    return f"`{parsed.format}`" + (f" with {' and '.join(needed)}" if needed else "")
 
 
 def _short(value: Any, name: str = "") -> str:

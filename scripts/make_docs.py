@@ -80,8 +80,10 @@ def errors_page() -> str:
     lines = [
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what is wrong. Fix: what to do.`",
-        "Exit status: 130 for `RUN_INTERRUPTED`; 1 for other `TRAIN_*`, `EXPORT_*`, `CONSUMER_*` and",
-        "`RUN_DISK`; 2 for the rest.\n",
+        "Exit status: 2 for wrong input; 1 for a failure that wrong input did not cause (`TRAIN_*`, `EXPORT_*`,",
+        "`CONSUMER_*`, `RANKS_*`, `ROLLOUT_*`, `REWARD_FAILED`, `RUN_DISK`, and `SELFTEST_*` other than",
+        "`SELFTEST_PROMPT` and `SELFTEST_STOP`); 4 for `RUN_WAITS`; 130 for `RUN_INTERRUPTED`. Without an error,",
+        "`--gate` exits with 3 unless the verdict is BETTER.\n",
         "The examples are the messages for the wrong inputs in `tests/bad_inputs.py`;",
         "`python tests/bad_inputs.py FOLDER` writes all of these inputs, each with its command.\n",
         "| code | meaning | example |",
@@ -191,7 +193,7 @@ def correctness_page() -> str:
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
         "checks that a property holds, plants the bug ([tests/faults](../tests/faults)), and checks that the property",
-        "now fails. The codes are explained in [errors.md](errors.md).\n",
+        "no longer holds. The codes are explained in [errors.md](errors.md).\n",
         "| | bug | seen in | property that holds instead |",
         "|---|---|---|---|",
     ]
@@ -212,10 +214,10 @@ def correctness_page() -> str:
 
 
 SERVER = """
-The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): killed {kills} times while it had
-{jobs} jobs, of which {continued} were continued, it has lost {lost}, ended or reported {twice} twice, and ended
-{out_of_order} out of order. {requests:,} requests that no client would send had these statuses, and no answer was of
-another tenant: {statuses}."""
+The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): the server was killed
+{kills} times while it had {jobs} jobs, and continued {continued} of these. It lost {lost}, ended or reported {twice}
+twice, and ended {out_of_order} out of order. No answer to {requests:,} requests that no client would send came from
+another tenant; their statuses: {statuses}."""
 
 SELFTEST_AND_KILLS = """
 ## Before the first step of every run

@@ -75,7 +75,9 @@ def test_every_code_is_documented() -> None:
         assert code in FIRST or f"| `{code}` | {meaning} |  |" in rows, "run `make docs`"
 
 
-def test_the_list_is_complete() -> None:
+def test_the_list_is_complete_and_the_readme_has_its_length() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(CASES)} wrong files, configs, models and adapters are rejected " in readme
     assert {c.number for c in CASES} | set(ABSENT) | ACCEPTED == set(range(1, 71))
 
 

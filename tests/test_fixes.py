@@ -113,6 +113,11 @@ MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[s
 ]  # fmt: skip
 
 
+def test_the_readme_has_their_number() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(MISTAKES)} mistakes, each corrected " in readme
+
+
 @pytest.mark.parametrize(("make", "words", "fix"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
 def test_the_message_alone_is_enough(
     make: Callable[[Path], object],

@@ -292,7 +292,7 @@ FAULTS = [
           "the reloaded model gives the same logits, in a fresh process; EXPORT_MISMATCH", the_head_is_saved, taken_for_tied),
     Fault(23, "weights and moments in bfloat16", "AReaL PR 1369, Model-Optimizer PR 2322", "trained tensors and their moments are float32; even a tiny step changes them",
           moments_are_float32, all_in_bfloat16),
-    Fault(24, "weights are saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file has the declared dtype (one process; no FSDP yet)",
+    Fault(24, "weights are saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file has the declared dtype (one process)",
           saved_as_declared, saved_as_it_was),
     Fault(50, "an adapter's initial values are subtracted from the base", "peft 1626, PR 2184",
           "PiSSA switched off is the base, bit for bit, and the export is right on it; SELFTEST_BASE, EXPORT_MISMATCH",

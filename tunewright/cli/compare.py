@@ -30,7 +30,7 @@ def compare(
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in a browser.")] = False,
     rubric: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help='Which answer is better, in your words; "" for the default; else as before.'),
+        typer.Option(metavar="TEXT", help='What "better" means, in your words; "" for the default; else as before.'),
     ] = None,
     judge: Annotated[
         str,
@@ -40,7 +40,7 @@ def compare(
     ] = "",
     judge_model: Annotated[str, typer.Option(metavar="NAME", help="Name of that model.")] = "",
     judge_max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of a reply, at most; a model that thinks first needs more.")
+        int, typer.Option(min=1, help="Maximum tokens of a reply; a model that thinks first needs more.")
     ] = 512,
     api_key_env: Annotated[
         str,
@@ -53,7 +53,8 @@ def compare(
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Choose between the tuned model's answers and others, without knowing which is which; on a page, or here.
+    """Choose between the tuned model's answers and others, without knowing which is which; on a page, or in the
+    terminal.
 
     Can be stopped at any time: the same command continues.
     """

@@ -127,7 +127,7 @@ def sweep(
 def demo(
     settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Run every stage on real rows with the embedded model.
+    """Run every stage on real rows with the model smollm2-135m.
 
     Extracts JSON from US addresses; takes 8 to 20 minutes on two cores.
     """
@@ -375,7 +375,7 @@ def _together(source: str, root: Path, processes: int) -> None:
             "CONFIG_CONFLICT",
             f"{processes} processes were started, and {source} is not a run with a plan.",
             where="WORLD_SIZE",
-            fix=f"`tunewright plan {source} --name NAME`, then torchrun on `-m tunewright train runs/NAME`.",
+            fix=f"`tunewright plan {source} --name NAME`, then torchrun with `-m tunewright train runs/NAME`.",
         )
     worker.work(run, under_lock=False)
 

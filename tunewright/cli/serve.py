@@ -18,23 +18,23 @@ GRACE_SECONDS = 15  # for requests that are being answered, before the server en
 
 def serve(
     models: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="A base model, as in a config; several: repeat it.")
+        list[str] | None, typer.Option("--model", "-m", help="A base model, as in a config; repeat for several.")
     ] = None,
     home: Annotated[Path, typer.Option(help="Folder for jobs, files and tokens.")] = HOME,
     runs: Annotated[Path, typer.Option(help="Folder whose runs are served, too, as run:NAME.")] = RUNS,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine's need a proxy with TLS.")
+        str, typer.Option(help="Address to listen on; any other than this machine's needs a proxy with TLS.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name under which clients may reach the server; several: repeat it.")
+        list[str] | None, typer.Option(help="A name under which clients may reach the server; repeat for several.")
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="In which answers are computed; with --engine, the precision whose rounding is tolerated."),
+        typer.Option(help="Precision of the answers; with --engine, the precision whose rounding is tolerated."),
     ] = "auto",
-    rows: Annotated[int, typer.Option(min=1, max=512, help="Requests that are answered at a time.")] = 32,
-    cache_gb: Annotated[float, typer.Option(min=0.01, help="Memory for their keys and values, in GB.")] = 2.0,
+    rows: Annotated[int, typer.Option(min=1, max=512, help="Requests answered at the same time.")] = 32,
+    cache_gb: Annotated[float, typer.Option(min=0.01, help="Memory for the keys and values of requests, in GB.")] = 2.0,
     quota_gb: Annotated[
         float, typer.Option(min=0.01, help="Disk for the files, chats and run folders of a tenant, in GB.")
     ] = 50.0,
@@ -54,7 +54,7 @@ def serve(
         bool, typer.Option("--check", help="Check database, files and runs of the home against their hashes, and exit.")
     ] = False,
     back_up: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Copy the home, also while it is served, and exit.")
+        Path | None, typer.Option(metavar="FOLDER", help="Copy the home, even while it is served, and exit.")
     ] = None,
 ) -> None:
     """Serve models and fine-tuning jobs behind the OpenAI protocol."""

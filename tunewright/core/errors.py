@@ -3,12 +3,12 @@
     TunewrightError            code, message, where, fix; exit status 2 unless noted
     ├── ConfigError            CONFIG_* REWARD_*               a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
-    ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_* TEACHER_*
+    ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_* TEACHER_* SELFTEST_PROMPT SELFTEST_STOP
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     │   └── RunWaits           RUN_WAITS              trainings were printed; exit status 4
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_* RANKS_* ROLLOUT_* REWARD_FAILED EXPORT_* CONSUMER_* RUN_DISK   exit status 1:
-                               not caused by wrong input
+    └── TrainError             TRAIN_* RANKS_* ROLLOUT_* REWARD_FAILED EXPORT_* CONSUMER_* RUN_DISK, other SELFTEST_*
+                               exit status 1: not caused by wrong input
 
 A user's mistake raises one of these; our own mistake fails an ``assert``; the impossible is not handled.
 Codes are stable API: ``CODES`` lists them, and a test keeps the table and the code in sync.
@@ -28,7 +28,7 @@ MAX_SHOWN_PROBLEMS = 20
 CODES: dict[str, str] = {
     "ADAPTER_BASE_MISMATCH": "the adapter was trained on a different base model",
     "ADAPTER_CORRUPT": "the adapter lacks tensors, has tensors of the wrong shape, or was modified",
-    "ADAPTER_MISSING": "there is no folder of the adapter's name",
+    "ADAPTER_MISSING": "the adapter's folder does not exist",
     "ADAPTER_UNSUPPORTED": "the adapter needs a computation that the loader does not implement",
     "CONFIG_CONFLICT": "two settings contradict each other",
     "CONFIG_DUPLICATE_KEY": "a key occurs twice in one mapping",
@@ -49,7 +49,7 @@ CODES: dict[str, str] = {
     "DATA_ENCODING": "bytes that are not valid in the encoding of the file (UTF-8, unless data.encoding is set)",
     "DATA_EXISTS": "the file that `tunewright fix` would write exists, or would be read as data",
     "DATA_FIELD_MISSING": "a row lacks a field that its format requires, or has the fields of no known format",
-    "DATA_FIELD_TYPE": "a field that must be text is something else",
+    "DATA_FIELD_TYPE": "a field that must be text is not text",
     "DATA_FILE_TWICE": "a file that is listed twice, or matched by two patterns",
     "DATA_FORMAT_MISMATCH": "a metric of another task, a label that no training row has, or a single document",
     "DATA_FORM_UNSUPPORTED": "a known row format that this version cannot train on",
@@ -66,12 +66,12 @@ CODES: dict[str, str] = {
     "DATA_ONE_SIDED": "rated training rows that are all desirable, or all undesirable",
     "DATA_PREFERENCE_EQUAL": "a preference row whose chosen and rejected answers are the same",
     "DATA_PROMPT_DIFFERS": "a preference row whose answers follow different prompts",
-    "DATA_READING": "rows of a job whose reading takes more time or memory than `tunewright serve` gives to it",
-    "DATA_ROLE_UNKNOWN": "a message role other than system, developer, user, assistant, tool and their other names",
+    "DATA_READING": "reading the rows of a job takes more time or memory than `tunewright serve` allows",
+    "DATA_ROLE_UNKNOWN": "a message role other than system, developer, user, assistant, tool and their known variants",
     "DATA_ROW_NOT_OBJECT": "a JSON row that is not an object",
     "DATA_SCHEMA": "data.answer_schema is not a JSON Schema that can be used",
     "DATA_SPECIAL_TOKEN_TEXT": "text that spells a special token and cannot be encoded as ordinary text",
-    "DATA_SYNTHETIC": "rows that a model wrote where rows that people wrote are needed: for the verdict",
+    "DATA_SYNTHETIC": "rows that a model wrote, where the verdict needs rows that people wrote",
     "DATA_TOOL_CALL": "a tool, or a tool call, without a function name or with arguments that are not an object",
     "DATA_TOO_DEEP": "JSON nested too deeply",
     "DATA_TOO_FEW": "too few rows to train and evaluate on",
@@ -94,17 +94,17 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
-    "PUSH_BASE": "the id of the base model on the Hub is needed for the card, and is unknown",
-    "PUSH_FAILED": "the Hub refused a push, or cannot be reached",
+    "PUSH_BASE": "the card needs the base model's id on the Hub, which is unknown",
+    "PUSH_FAILED": "the Hub refuses a push, or cannot be reached",
     "PUSH_PRIVATE": "what would be pushed contains private data or a path of this machine",
-    "REMOTE_FAILED": "a request to the endpoint of prove.remote, or to the server of `tunewright verify`, failed",
+    "REMOTE_FAILED": "a request to an endpoint, to the server of `tunewright verify`, or to a Ray cluster failed",
     "RANKS_DIFFER": "the processes that train together have different models, data or programs",
     "RANKS_LOST": "one of the processes that train together has ended, or cannot be reached",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
-    "REWARD_FAILED": "a grader fails for too many answers, or a model that grades cannot be asked",
-    "REWARD_FLAT": "samples of one prompt nearly always have the same reward, from which nothing can be learned",
+    "REWARD_FAILED": "a grader fails on too many answers, or the endpoint of a grader cannot be used",
+    "REWARD_FLAT": "the samples of a prompt nearly always have the same reward, so nothing can be learned from them",
     "REWARD_TRIVIAL": "an empty, echoed or constant answer has a higher reward than what the model writes",
-    "ROLLOUT_FAILED": "the server that draws samples cannot be asked, or what it returns cannot be trained on",
+    "ROLLOUT_FAILED": "the server that draws samples cannot be used, or what it returns cannot be trained on",
     "ROLLOUT_MISMATCH": "samples were not drawn by the model that is trained on them",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",
@@ -120,9 +120,9 @@ CODES: dict[str, str] = {
     "SELFTEST_GRADIENT": "a trainable tensor gets no gradient, or a frozen one does",
     "SELFTEST_LOSS": "rows computed together do not give the same loss and gradient as rows computed separately",
     "SELFTEST_PROMPT": "the trained tokens do not start where the inference prompt ends",
-    "SELFTEST_START": "the loss before the first step is not what its formula gives if policy and reference are equal",
+    "SELFTEST_START": "the loss before the first step is not what the method's formula gives for an untrained model",
     "SELFTEST_STOP": "a turn ends with a token that would not stop generation",
-    "SPLIT_LEAK": "two of data.train, data.dev and data.test contain the same prompt, or nearly the same",
+    "SPLIT_LEAK": "two of data.train, data.dev and data.test contain the same prompt, or nearly the same one",
     "TEACHER_MISMATCH": "the teacher's vocabulary or context does not fit the model that learns from it",
     "TEMPLATE_LOSES_CONTENT": "the chat template drops part of the row's text",
     "TEMPLATE_MISSING": "the rows are chats, but the model has no chat template",
@@ -135,7 +135,7 @@ CODES: dict[str, str] = {
     "TOKENIZER_NO_EOS": "the tokenizer has no end-of-sequence token",
     "TRAIN_MEMORY": "the machine does not have enough memory for the plan",
     "TRAIN_NOT_FINITE": "the loss or a gradient became NaN or infinite",
-    "TRAIN_PASSES_DIFFER": "a text has another vector when it is computed again, so a step must be one pass",
+    "TRAIN_PASSES_DIFFER": "a text has a different vector when it is computed again, so a step must be a single pass",
     "TRAIN_WORKER": "the training process ended unexpectedly",
 }
 

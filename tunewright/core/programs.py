@@ -1,4 +1,4 @@
-"""Other programs, and what they print last when they fail; and our own as processes."""
+"""Other programs, and what they print last when they fail; and modules of this package as processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports that a run has already: they are not written again while they, and what they are made from, are the same."""
+"""Exports that a run already has: not written again as long as they, and what they are made from, are unchanged."""
 
 from __future__ import annotations
 

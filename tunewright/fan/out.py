@@ -1,4 +1,4 @@
-"""Runs jobs in some place, as many at a time as fit there, and starts those again that are killed."""
+"""Runs jobs in a given place, as many at a time as fit there, and restarts those that are killed."""
 
 from __future__ import annotations
 

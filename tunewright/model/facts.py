@@ -68,7 +68,7 @@ def read_facts(name: str, quantise: str = "none", adapter: AdapterConfig | None 
     except (ValueError, KeyError, OSError) as error:
         raise ModelError(
             "MODEL_UNSUPPORTED",
-            f"transformers does not know this model: {str(error).splitlines()[0][:200]}",
+            f"transformers does not know this model: {str(error).splitlines()[0].split('. ')[0][:200]}",
             where=str(folder),
             fix="update transformers.",
         ) from None

@@ -1,5 +1,5 @@
 """Several trainings on one base, whose steps are taken in joint passes: each has the weights, losses and files that it
-has alone. Where a small step is mostly the launching of kernels, as on a GPU, this is faster."""
+would have alone. Where a small step is mostly the launching of kernels, as on a GPU, this is faster."""
 
 from __future__ import annotations
 

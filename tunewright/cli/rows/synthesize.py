@@ -29,15 +29,16 @@ def synthesize(
         ),
     ] = "",
     temperature: Annotated[float, typer.Option(min=0, max=2, help="Temperature of the answers.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; longer ones are no rows.")] = 512,
-    rows: Annotated[int | None, typer.Option(min=1, help="Ask about at most so many rows: the first.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at a time.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; longer ones are left out.")] = 512,
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask about the first N rows only.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Concurrent requests.")] = 8,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")] = False,
 ) -> None:
     """Have a model behind an endpoint answer the prompts of rows, and write its answers as rows to train on.
 
-    Each row says which model wrote it; such rows are never tested on. The same command continues where it stopped.
+    Each row says which model wrote it; such rows are never used for testing. The same command continues where it
+    stopped.
     """
     from tunewright.core.console import Console
     from tunewright.data.endpoints.openai_endpoint import Endpoint, api_key

@@ -130,8 +130,8 @@ class DataConfig(Frozen):
     )
     invalid: Literal["error", "drop"] = Field(
         "error",
-        description="Rows that cannot be read, for whatever reason, lines that are not valid JSON included: fail, or "
-        "drop them and list which.",
+        description="Rows that cannot be read for any reason, including lines that are not valid JSON: fail, or drop "
+        "them and list which.",
     )
     duplicates: Literal["keep", "drop"] = Field(
         "keep",
@@ -144,8 +144,8 @@ class DataConfig(Frozen):
     )
     leaks: Literal["error", "drop"] = Field(
         "error",
-        description="Rows that (nearly) repeat the question of a row of data.dev or data.test: fail, or drop them from "
-        "data.train; those of data.dev that repeat one of data.test, from data.dev.",
+        description="Rows that (nearly) repeat a question of data.dev or data.test: fail, or drop them from "
+        "data.train; rows of data.dev that repeat a question of data.test are dropped from data.dev.",
     )
     labels: Literal["keep", "merge"] = Field(
         "keep",
@@ -195,8 +195,8 @@ class AdapterConfig(Frozen):
 
     kind: Annotated[Literal["lora", "rslora", "dora", "none"] | PeftKind, BeforeValidator(offered)] = Field(
         "lora",
-        description="Adapter type; none trains all weights; peft: those that the library PEFT computes "
-        "(needs the package peft).",
+        description="Adapter type; none trains all weights; peft:NAME is one that the library PEFT computes (needs the "
+        "package peft).",
     )
     rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="Rank of the adapter matrices.")
     alpha: Annotated[float, Field(gt=0, le=100_000)] = Field(
@@ -209,12 +209,12 @@ class AdapterConfig(Frozen):
     )
     loraplus_lr_ratio: Annotated[float, Field(gt=0, le=1000)] = Field(
         1.0,
-        description="Learning rate of B over that of A, which has train.lr (LoRA+, Hayou et al. 2024).",
+        description="Learning rate of B divided by that of A, which is train.lr (LoRA+, Hayou et al. 2024).",
     )
     init: Literal["zero", "pissa", "olora"] = Field(
         "zero",
         description="Initial A and B of lora, rslora and dora. zero: B is zero; pissa: the principal singular vectors "
-        "of the weight; olora: the first columns of its QR decomposition. The update starts at zero with each.",
+        "of the weight; olora: the first columns of its QR decomposition. With each, the update starts at zero.",
     )
     start: FilePath | None = Field(
         None,
@@ -313,8 +313,8 @@ class MethodOptions(Growing):
     )
     desirable_weight: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto",
-        description="kto: weight of the desirable answers; auto: both kinds weigh the same in all, and neither weight "
-        "is below 1.",
+        description="kto: weight of the desirable answers; auto: both kinds have the same total weight, and neither "
+        "weight is below 1.",
     )
     undesirable_weight: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="kto: weight of the undesirable answers."
@@ -338,7 +338,8 @@ class MethodOptions(Growing):
     )
     num_iterations: Annotated[int, Field(ge=1, le=100)] = Field(
         1,
-        description="grpo: optimizer steps for the samples of one model; with several, ratios to it are clipped.",
+        description="grpo: optimizer steps on the samples of one model; with several, probability ratios to that model "
+        "are clipped.",
     )
 
 
@@ -367,7 +368,7 @@ class TrainConfig(MethodOptions):
     )
     lr: Auto | Annotated[float, Field(gt=0, le=1)] = Field("auto", description="Peak learning rate.")
     lr_multiplier: Annotated[float, Field(gt=0, le=100)] = Field(
-        1.0, description="Factor of the automatic learning rate; only where train.lr is auto."
+        1.0, description="Factor that multiplies the automatic learning rate; only if train.lr is auto."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning-rate decay after warmup.")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -378,8 +379,8 @@ class TrainConfig(MethodOptions):
     )
     optimizer: Literal["adamw", "adamw8"] = Field(
         "adamw",
-        description="adamw8 keeps AdamW's moments in 8 bits (needs bitsandbytes): where all weights are trained, 10 "
-        "bytes a weight instead of 16.",
+        description="adamw8 keeps AdamW's moments in 8 bits (needs bitsandbytes): if all weights are trained, 10 bytes "
+        "per weight instead of 16.",
     )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this global norm.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -401,7 +402,7 @@ class TrainConfig(MethodOptions):
     fsdp: bool = Field(
         False,
         description="With several processes (torchrun), each keeps a part of every frozen layer (FSDP2), and gathers a "
-        "layer when it computes: less memory, more traffic.",
+        "layer when it computes it: less memory, more traffic.",
     )
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
@@ -411,7 +412,7 @@ class TrainConfig(MethodOptions):
         "auto",
         description="What the head of an encoder reads, or what becomes a vector (embed): the hidden state of the "
         "first token, the mean of all, or that of the last; auto: as the model's sentence-transformers config says, "
-        "else cls (embed: mean). Of a decoder it is always the last.",
+        "otherwise cls (embed: mean). For a decoder, it is always the last.",
     )
 
 
@@ -421,15 +422,16 @@ class EmbedConfig(Frozen):
     query_prefix: str = Field("", description="Text before every query (anchor), such as 'query: '.")
     document_prefix: str = Field("", description="Text before every document (positive, negative).")
     temperature: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.05, description="Cosines are divided by it; the smaller, the more the most similar wrong documents count."
+        0.05,
+        description="Cosines are divided by it; a smaller value gives more weight to the most similar wrong documents.",
     )
 
 
 class SamplerConfig(Frozen):
     url: str = Field(
         "",
-        description="Base URL of a vLLM server of the same base, which draws the samples of training with the adapter "
-        "as it is, e.g. http://localhost:8000/v1; empty: tunewright draws them.",
+        description="Base URL of a vLLM server with the same base, which draws the samples of training with the "
+        "current adapter, e.g. http://localhost:8000/v1; empty: tunewright draws them.",
     )
     api_key_env: str = Field("", description="Environment variable that contains its API key; empty: none.")
 
@@ -437,8 +439,8 @@ class SamplerConfig(Frozen):
 class RewardConfig(Frozen):
     grader: dict[str, JsonValue] = Field(
         {},
-        description="What an answer is worth, from 0 to 1: a grader object as in OpenAI's API, or a reward model that "
-        "was trained (docs/guide-rewards.md).",
+        description="What an answer is worth, from 0 to 1: a grader object as in OpenAI's API, or a trained reward "
+        "model (docs/guide-rewards.md).",
     )
     check: dict[str, JsonValue] = Field(
         {},
@@ -469,8 +471,8 @@ class DistillConfig(Frozen):
     temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="The logits of both are divided by it.")
     on_policy: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Fraction of the rows of each step that have an answer written by the model itself, in place of "
-        "their own; above 0, the teacher stays in memory.",
+        description="Fraction of the rows of each step whose own answer is replaced by one that the model has just "
+        "written; above 0, the teacher stays in memory.",
     )
 
 
@@ -604,11 +606,11 @@ class SweepConfig(Frozen):
     )
     halve: bool = Field(
         True,
-        description="Train all recipes to a quarter of their steps, the better half to the middle, half of these "
-        "to the end.",
+        description="Train all recipes to a quarter of their steps, the better half of them to half of their steps, "
+        "and half of those to the end.",
     )
     seeds: Annotated[int, Field(ge=2, le=20)] = Field(
-        2, description="Seeds of the default and of the best of the others, whose difference decides."
+        2, description="Seeds for the default and for the best other recipe, whose difference decides."
     )
 
 
@@ -627,8 +629,8 @@ class CostConfig(Frozen):
 class ExportConfig(Frozen):
     to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
-        description="Exports to write. Of an encoder, where all weights are trained, and with train.method=tag or "
-        "embed there is no adapter, only a merged model.",
+        description="Exports to write. For an encoder, if all weights are trained, and with train.method=tag or embed, "
+        "there is no adapter, only a merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."
@@ -639,8 +641,8 @@ class ExportConfig(Frozen):
     gguf: Auto | Annotated[list[GgufType], Field(min_length=1)] = Field(
         "auto",
         description="Types of the weights in GGUF files, one file each, e.g. [f16, q8_0]; auto: f16 below a billion "
-        "parameters, q8_0 up to four billion, otherwise q4_k_m, and a more precise one where that loses too much. "
-        "Those that end in k or k_m need the package llama-cpp-python.",
+        "parameters, q8_0 up to four billion, otherwise q4_k_m, and a more precise type if that loses too much. "
+        "Types that end in k or k_m need the package llama-cpp-python.",
     )
     llama_cpp: FilePath | None = Field(
         None,
@@ -655,30 +657,33 @@ class Config(Frozen):
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
     quantise: Literal["none", "stored", "nf4", "gguf"] = Field(
         "none",
-        description="How the base's linear layers are held in memory: none: dense, in train.dtype; stored: in the "
-        "model's files, as these have them, and read from there; nf4: in 4 bits, for every arm (needs bitsandbytes); "
-        "gguf: in the blocks of the model's .gguf file. Only nf4 changes numbers.",
+        description="How the base's linear layers are held in memory. none: dense, in train.dtype; stored: left in the "
+        "model's files, in their own dtype, and read from there; nf4: in 4 bits, for every arm (needs bitsandbytes); "
+        "gguf: in the blocks of the model's .gguf file. Only nf4 changes the numbers.",
     )
     template: FilePath | None = Field(
         None,
-        description="Chat template instead of the model's: a Jinja file, or chatml-tools (with tools and thoughts).",
+        description="Chat template to use instead of the model's: a Jinja file, or chatml-tools (with tools and "
+        "thoughts).",
     )
     date: Auto | Annotated[str, AfterValidator(lambda day: datetime.date.fromisoformat(day).isoformat())] = Field(
         "auto",
         description="Current date as seen by chat templates that print it; auto: the day the run starts.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="Determines row order, adapter initialisation, dropout and the samples of train.method=grpo."
+        0,
+        description="Determines row order, adapter initialisation, dropout, and the samples of the model in training "
+        "(train.method=grpo, distill.on_policy).",
     )
     threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto",
         description="CPU threads; auto: one per core, and fewer in training steps while other processes use the cores. "
-        "A number is kept whatever else the machine does, so that a run repeated there has the same bits.",
+        "A number never changes, so a run that is repeated on the same machine has the same bits.",
     )
     track: list[Annotated[str, NamedIn("tunewright.track:TRACKERS", auto=False)]] = Field(
         [],
         description="Trackers that follow the run: trackio, mlflow, wandb, tensorboard. They get the curves, the plan, "
-        "the verdict and report.html, which quotes rows; where they send it is set in their own way.",
+        "the verdict and report.html, which quotes rows; where a tracker sends them is set in its own way.",
     )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

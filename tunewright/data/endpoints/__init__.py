@@ -1,1 +1,1 @@
-"""Endpoints: models of others, asked over HTTP in OpenAI's protocol."""
+"""Endpoints: other models, asked over HTTP in OpenAI's protocol."""

@@ -1,4 +1,4 @@
-"""What a consumer answered, what a model of ours says of the same tokens, and how far the two differ. Log
+"""What a consumer answered, what our own model computes for the same tokens, and how far the two differ. Log
 probabilities are in nats. Axes: T tokens of an answer, V vocabulary."""
 
 from __future__ import annotations
