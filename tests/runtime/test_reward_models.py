@@ -143,6 +143,9 @@ def test_a_grader_is_its_weights_and_not_their_place(run: Path, tmp_path: Path) 
     trained = json.loads((again / "training.json").read_text())
     (again / "training.json").write_text(json.dumps({**trained, "weights_sha256": "0" * 64}))
     assert repr(grader(again)) != repr(grader(run))
+    (again / "merged" / "vocab.txt").write_text("[UNK]")
+    assert repr(grader(again / "merged")) != repr(grader(run / "merged")), "a tokenizer in files of its own"
+    (again / "merged" / "vocab.txt").unlink()
     flip(again / "merged" / "model.safetensors")
     assert repr(grader(again / "merged")) != repr(grader(run / "merged"))
 

@@ -646,6 +646,7 @@ def test_a_job_learns_from_preferences(server: Running, tmp_path: Path) -> None:
         ({"tunewright": {"train.lr": "fast"}}, "tunewright"),
         ({"tunewright": {"train.method": "classify"}}, "tunewright.train.method"),
         ({"tunewright": {"train.method": "grpo"}}, "tunewright.train.method"),
+        ({"method": {"type": "dpo"}, "tunewright": {"train.method": "sft"}}, "tunewright.train.method"),
         ({"tunewright": {"forget": {"regression_rows": ["/etc/passwd"]}}}, "tunewright.forget"),
         ({"tunewright": {"forget.regression_rows ": ["/etc/passwd"]}}, "tunewright.forget.regression_rows "),
         ({"tunewright": {'forget.regression_rows=["/x"] #': 1}}, 'tunewright.forget.regression_rows=["/x"] #'),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from build import FLAGS, WORDS, cli, read, read_lines
+from build import FLAGS, WORDS, byte_tokenizer, cli, read, read_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunewright.data.messages import Chat, Message
+from tunewright.methods import kto
+from tunewright.stages.experiments import ratings
 from tunewright.stages.experiments.ratings import ranked
+from tunewright.tokens.template import Template
 
 Folder = Callable[[str], Path]
 
@@ -91,6 +96,21 @@ def test_the_branch_is_fine_tuning_on_the_desirable_answers(trained: Path) -> No
     sides = {line["row"]: line["side"] for line in read_lines(trained, "data/split")}
     assert (plan["method"], plan["steps"], plan["batch_size"]) == ("sft", own["steps"], own["batch_size"])
     assert plan["rows"] == sum(r["label"] and sides[i] == "train" for i, r in enumerate(rated(60)))
+
+
+def test_undesirable_answers_are_chosen_by_their_questions_and_not_by_the_order_of_the_file() -> None:
+    def chosen(questions: list[str]) -> set[str]:
+        asked = [Chat((Message("user", q), Message("assistant", "no")), "x:1", desirable=False) for q in questions]
+        rows = [row for i, chat in enumerate(asked) for row in kto.prepare(Template(byte_tokenizer()), chat, i, None)]
+        work: Any = SimpleNamespace(
+            inputs=SimpleNamespace(test=(), rows={"test": rows}),
+            config=SimpleNamespace(prove=SimpleNamespace(max_test_rows=3)),
+            data=SimpleNamespace(examples=asked),
+        )
+        return {questions[row.row] for row in ratings._rows(work)}
+
+    assert len(chosen(list("abcdefgh"))) == 3
+    assert chosen(list("abcdefgh")) == chosen(list("hgfedcba"))
 
 
 @given(

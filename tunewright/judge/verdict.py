@@ -235,9 +235,9 @@ def _reward_check(tuned: ScoredArm, other: ScoredArm, check: Comparison) -> Rewa
     return RewardCheck(tuned=means[0], comparator=means[1], difference=check.difference, interval=check.interval)
 
 
-def _checked(check: RewardCheck) -> str:
+def _checked(check: RewardCheck, comparator: str) -> str:
     return (
-        f"by reward.check, tuned {check.tuned:.3f}, the same arm {check.comparator:.3f}, "
+        f"by reward.check, tuned {check.tuned:.3f}, {comparator} {check.comparator:.3f}, "
         f"difference {check.difference:+.3f} {check.interval:+.3f}"
     )
 
@@ -270,6 +270,6 @@ def sentence(verdict: Verdict) -> str:
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
         + (f"; shown to be worse than {', '.join(better)}" if better else "")
         + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")
-        + (f"; {_checked(verdict.reward_check)}" if verdict.reward_check else "")
+        + (f"; {_checked(verdict.reward_check, other.name)}" if verdict.reward_check else "")
         + ("; its answers are not shown to depend on the question" if verdict.off_topic else "")
     )

@@ -23,7 +23,7 @@ from tunewright.data.graders.grade import WHERE, Answered, Item, Output, Unscore
 from tunewright.data.graders.score_model import range_of, text_of
 from tunewright.data.messages import Chat, Json, Message
 
-READ = (".json", ".jinja", ".safetensors", ".model")  # of a folder: what scores depend on
+READ = (".json", ".jinja", ".safetensors", ".model", ".txt")  # of a folder: what scores depend on
 NOTE = "tunewright.json"  # and what they do not
 FIX = "name the folder of a finished run of train.method=reward_model, or its merged export."
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tunewright.core import config as configuration
-from tunewright.core.config import DISTILLED, EMBEDDING, HEADS, REWARDED, Config
+from tunewright.core.config import DISTILLED, EMBEDDING, HEADS, PREFERENCE, REWARDED, Config
 from tunewright.server.shapes import JsonObject
 
 Auto = Literal["auto"]
@@ -113,6 +113,8 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
     if request.integrations:
         return "integrations", "integrations are not supported: the curves are in the job's events and result file."
     for key, value in (request.tunewright or {}).items():
+        if key == "train.method" and value not in PREFERENCE and request.method and request.method.type == "dpo":
+            return "tunewright.train.method", "the method's type is dpo."
         if key not in allowed_settings():
             return f"tunewright.{key[:80]}", "this setting cannot be set by a request."
         if key == "train.method" and value in (*HEADS, *EMBEDDING):

@@ -4,7 +4,6 @@ batches, at the rate for fine-tuning.
 
 from __future__ import annotations
 
-from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import MethodOptions
 from tunewright.core.records import Side
 from tunewright.core.words import counted
@@ -43,7 +42,7 @@ def branch(work: Work, name: str, train: Rows, dev: Rows) -> Branch:
             "supervised_tokens": given.sizes.supervised,
         }
     )
-    return Branch(name, plan, train, dev, chosen_scale(work.run))
+    return Branch(name, plan, train, dev, scale=1.0)  # the run's was chosen for its own update
 
 
 def answers(work: Work) -> Branch:

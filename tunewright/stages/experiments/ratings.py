@@ -9,6 +9,7 @@ import numpy as np
 
 from tunewright.core.records import PairMeasure, Ratings
 from tunewright.core.words import counted
+from tunewright.data.text import content_hash
 from tunewright.methods import kto
 from tunewright.model import likelihood
 from tunewright.runtime import weights
@@ -57,6 +58,7 @@ def _rows(work: Work) -> list[TrainRow]:
     wanted, limit = set(work.inputs.test), work.config.prove.max_test_rows
     rows = work.inputs.rows["test"]
     good, bad = ([r for r in rows if kto.is_desirable(r) is kind] for kind in (True, False))
+    bad.sort(key=lambda r: content_hash(work.data.examples[r.row].question))
     return [*(r for r in good if r.row in wanted), *bad[:limit]]
 
 
