@@ -1,4 +1,4 @@
-"""The table of results/methods.md, from the numbers in results/methods.json."""
+"""The tables of results/methods.md and of the README, from the numbers in results/methods.json."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"| {s} | {t['why'] if t['seconds'] is None else format(t['seconds'], '.2f')} |" for s, t in tried]
         if group.curve is not None:
             lines += [f"\n{_curve(curve, group.curve.description)}" for curve in stored["curves"].values()]
+    return "\n".join([*lines, ""])
+
+
+def readme_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"\nOther methods, `python benchmarks/methods.py`: {result['machine']}, {result['dtype']}. Speedup over the "
+        "trainers of TRL and transformers, each at the best setting found for it:\n",
+        "| one step of | speedup (range over rounds) | target | peak memory, ours / peer |",
+        "|---|---|---|---|",
+    ]
+    for name, workload, row in rows_of(result):
+        timed = GROUPS[name].workloads[workload]
+        lines.append(f"| {timed.description} | {times(ratios(row['seconds']))} | {timed.target:g} | {memory(row)} |")
     return "\n".join([*lines, ""])
 
 

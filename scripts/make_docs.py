@@ -126,11 +126,13 @@ def messages_in_tests() -> dict[str, str]:
 def readme() -> str:
     """The README, with its section on speed written from the benchmark results."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from tables import readme_table
+    import method_tables
+    import tables
 
     files = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("peers", "judging")]
     results = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in files]
-    return between((ROOT / "README.md").read_text(encoding="utf-8"), SPEED, readme_table(*results))
+    speed = tables.readme_table(*results) + method_tables.readme_table(_result("methods"))
+    return between((ROOT / "README.md").read_text(encoding="utf-8"), SPEED, speed)
 
 
 def data_guide() -> str:
