@@ -36,7 +36,7 @@ def test_its_version(tmp_path: Path) -> None:
 
 
 def test_doctor(tmp_path: Path) -> None:
-    done = process("-m", "tunewright", "doctor", "--json", cwd=tmp_path)
+    done = cli("doctor", "--json", cwd=tmp_path)
     actual = json.loads(done.stdout)
     assert actual["device"] in ("cpu", "cuda")
     assert "GFLOP/s" in actual["bfloat16"]

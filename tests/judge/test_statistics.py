@@ -99,7 +99,7 @@ def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: f
     assert covered / 2000 >= 0.93
 
 
-@pytest.mark.parametrize("most", [1.0, 0.1])
+@pytest.mark.parametrize("most", [1.0, pytest.param(0.1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("a", [1.0, 3.0])
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), GRID)
 def test_coverage_for_graded_scores_that_seldom_differ(

@@ -60,7 +60,7 @@ def test_an_interrupted_run_says_how_to_resume_and_ends_equal(
     assert finals[0] == finals[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_while_proving_it_resumes_to_the_same_verdict(
     number: int, tmp_path: Path, proved: Path, model_folder: Folder
 ) -> None:

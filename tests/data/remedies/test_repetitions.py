@@ -52,7 +52,7 @@ def test_duplicates_are_those_of_pandas(pairs: list[tuple[str, str]]) -> None:
     assert repetitions.drop_duplicates(kept, canonical_text) == (kept, [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(PAIRS)
 def test_the_most_frequent_answer_is_kept(pairs: list[tuple[str, str]]) -> None:
     kept, changes = repetitions.drop_contradictions(rows(pairs), canonical_text)
@@ -151,7 +151,7 @@ def test_rows_that_differ_in_thoughts_or_weights_are_no_duplicates() -> None:
 SIDE = st.lists(st.integers(0, 6), max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SIDE, SIDE, SIDE)
 def test_leaks_are_dropped_from_the_side_that_matters_less(train: list[int], dev: list[int], test: list[int]) -> None:
     sides = {
