@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -19,7 +20,9 @@ from server_running import SHORT_JOB, Running, finished, finished_batch, running
 from tunewright.core.config import load
 from tunewright.core.run_folder import Run
 from tunewright.server import care
+from tunewright.server.chat import schema as schemas
 from tunewright.server.chat.responses import ResponseRequest
+from tunewright.server.errors import ApiError
 from tunewright.server.jobs import work
 from tunewright.server.jobs.request import allowed_settings
 from tunewright.server.service import Settings
@@ -90,6 +93,38 @@ def test_a_schema_of_an_unknown_kind_is_refused(server: Running, schema: Any) ->
         body = {"model": server.model, "messages": HELLO, "response_format": form}
         response = http.post("/v1/chat/completions", json=body)
     assert response.status_code == 400, response.text
+
+
+PAIR: dict[str, Any] = {"items": {"$ref": "#/$defs/pair"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": "^((a+)+c|a{40}b)$"}, "a" * 40 + "b"),
+        ({"$defs": {"pair": {"anyOf": [{**PAIR, "type": "object"}, PAIR]}}, **PAIR}, json.loads("[" * 60 + "]" * 60)),
+    ],
+    ids=["pattern", "references"],
+)
+def test_a_schema_that_takes_forever_stops_nobody_else(
+    schema: dict[str, Any], value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(schemas.check({"const": 1}, "1"))
+    with pytest.raises(ApiError, match="does not match the schema"):
+        asyncio.run(schemas.check({"const": 1}, "2"))
+    monkeypatch.setattr(schemas, "SECONDS", 0.5)
+    beats: list[float] = []
+
+    async def beside() -> None:
+        checking = asyncio.create_task(schemas.check(schema, json.dumps(value)))
+        while not checking.done():
+            await asyncio.sleep(0.02)
+            beats.append(0.02)
+        await checking
+
+    with pytest.raises(ApiError, match="took longer than"):
+        asyncio.run(beside())
+    assert len(beats) > 5
 
 
 def test_half_a_character_is_refused_wherever_it_is(server: Running) -> None:

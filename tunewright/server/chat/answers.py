@@ -10,9 +10,8 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-import jsonschema
-
 from tunewright.data.messages import Message, ToolCall
+from tunewright.server.chat import schema
 from tunewright.server.chat.prompt import Asked
 from tunewright.server.engine.choosing import TokenLogprob
 from tunewright.server.engine.generation import (
@@ -114,7 +113,7 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
     text.finish()
     answer.text, answer.ids, answer.reason = text.text, text.ids, answer.reason or "stop"
     if asked.schema is not None and answer.reason == "stop" and not text.stopped:
-        _check_schema(dict(asked.schema), text.text)
+        await schema.check(asked.schema, text.text)
     answer.message = _message(asked, text)
     answer.shown = message_json(answer.message)
     if answer.message.tool_calls:
@@ -204,15 +203,6 @@ def _call(text: str) -> ToolCall | None:
         return ToolCall(written["name"], written["arguments"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _check_schema(schema: JsonObject, text: str) -> None:
-    """What the grammar has enforced, once more by another program."""
-    try:
-        jsonschema.validate(json.loads(text), schema)
-    except (ValueError, jsonschema.ValidationError) as error:
-        message = f"The answer does not match the schema: {str(error).splitlines()[0]}"
-        raise ApiError(500, "schema_violated", message) from None
 
 
 def usage(asked: Asked, answers: Sequence[Answer]) -> JsonObject:
