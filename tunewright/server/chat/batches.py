@@ -169,20 +169,16 @@ class BatchRunner:
     def _finish(self, batch: Batch, out: Path, failed: Path) -> None:
         """The answers become files of the tenant, even if they exceed its quota: it was asked before the batch."""
         ids = {name: self._stored(batch, name, file) for name, file in (("output_file", out), ("error_file", failed))}
-        if not any(self.batches.become(batch, status, **ids) for status in ("completed", "cancelled")):
-            for file_id in filter(None, ids.values()):
-                if stored := self.files.get(batch.tenant, file_id):
-                    self.files.remove(stored)
-            return
-        for file in (out, failed):
-            file.unlink(missing_ok=True)
+        if any(self.batches.become(batch, status, **ids) for status in ("completed", "cancelled")):
+            for file in (out, failed):
+                file.unlink(missing_ok=True)
 
     def _stored(self, batch: Batch, name: str, file: Path) -> str | None:
         if not file.exists():
             return None
         with open(file, "rb") as content:
             name = f"{batch.id}_{name}.jsonl"
-            return self.files.add_beyond_quota(batch.tenant, name, "batch_output", content).id
+            return self.files.add_beyond_quota(batch.tenant, name, "batch_output", content, batch.id).id
 
     def _lines(self, batch: Batch) -> list[JsonObject]:
         """Raises Invalid with what is wrong."""
