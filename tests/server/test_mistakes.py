@@ -20,6 +20,7 @@ from server_running import SHORT_JOB, Running, finished, finished_batch, running
 from tunewright.core.config import load
 from tunewright.core.run_folder import Run
 from tunewright.server import care
+from tunewright.server.chat import batches
 from tunewright.server.chat import schema as schemas
 from tunewright.server.chat.responses import ResponseRequest
 from tunewright.server.errors import ApiError
@@ -76,6 +77,25 @@ def test_a_batch_does_not_wait_for_another_and_its_file_is_kept(server: Running)
     unfinished = client.batches.retrieve(first.id).status in ("validating", "in_progress")
     assert (response.status_code == 400) == unfinished
     client.batches.cancel(first.id)
+
+
+def test_many_batches_of_a_tenant_take_turns(server: Running) -> None:
+    """They held their rows in memory at the same time, and their lines filled the engine's queue: others got 429."""
+    client = server.client()
+    lines = [line(str(n), model=server.model, max_tokens=30) for n in range(20)]
+    file = client.files.create(file=("b.jsonl", b"\n".join(lines)), purpose="batch")
+    made = [
+        client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+        for _ in range(5)
+    ]
+    assert client.batches.cancel(made[-1]).status == "cancelling"
+    assert finished_batch(client, made[-1]).request_counts.total == 0
+    most = 1
+    while unfinished := server.service.batches.unfinished():
+        most = max(most, sum(batch.status == "in_progress" for batch in unfinished))
+        threading.Event().wait(0.01)
+    assert most == batches.BATCHES
+    assert {client.batches.retrieve(name).request_counts.completed for name in made[:-1]} == {20}
 
 
 def test_a_batch_that_ends_over_the_quota_keeps_its_answers(settings: Settings, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponseRequest,
 }
-AT_ONCE = 8
+AT_ONCE = 8  # lines of a batch
+BATCHES = 2  # of a tenant: a short one need not wait for a long one, and their lines do not fill the engine's queue
 MOST_LINES = 50_000
 MOST_ERRORS = 100
 POLL_SECONDS = 0.5
@@ -92,7 +94,7 @@ class BatchRunner:
         try:
             while True:
                 tasks = {batch_id: task for batch_id, task in tasks.items() if not task.done()}
-                for batch in self.batches.unfinished():  # all of them: none waits for the end of another
+                for batch in self._turns():
                     if batch.id not in tasks:
                         tasks[batch.id] = asyncio.create_task(self._tried(batch))
                 await asyncio.sleep(POLL_SECONDS)
@@ -100,6 +102,15 @@ class BatchRunner:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _turns(self) -> list[Batch]:
+        """Those that are to be answered now: of each tenant the oldest, and those that only have to end."""
+        before, turns = Counter[str](), list[Batch]()
+        for batch in self.batches.unfinished():
+            before[batch.tenant] += 1
+            if before[batch.tenant] <= BATCHES or batch.status == "cancelling":
+                turns.append(batch)
+        return turns
 
     async def _tried(self, batch: Batch) -> None:
         try:
