@@ -116,7 +116,7 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
         await schema.check(asked.schema, text.text)
     answer.message = _message(asked, text)
     answer.shown = message_json(answer.message)
-    if answer.message.tool_calls:
+    if answer.message.tool_calls and answer.reason != "length":  # calls after these may be missing
         answer.reason = "tool_calls"
     rest = answer.message.content if whole else text.text[sent:]
     yield Piece(answer, rest, tuple(pending), last=True)
