@@ -52,3 +52,18 @@ def test_an_answer_that_was_cut_says_so_even_if_it_has_a_call(
     answer = answered(asked(CALL + more, reason, FUNCTIONS))
     assert {call.name for call in answer.message.tool_calls} == {"f"}
     assert answer.reason == expected
+
+
+async def streamed(request: Asked) -> list[str]:
+    return [piece.text async for piece in answers.pieces(request, 0) if piece.text]
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>hm</think>yes", " <think>hm, no end", "<thin air>", "<", "yes <think>", "yes"]
+)
+def test_an_answer_with_thoughts_is_the_same_in_a_stream(text: str) -> None:
+    """Of a model that was trained on thoughts, whose chat template has none."""
+    answer, pieces = answered(asked(text, "stop")), asyncio.run(streamed(asked(text, "stop")))
+    assert "".join(pieces) == answer.message.content
+    assert (answer.message.reasoning, answer.message.content) == (("hm", "yes") if "</think>" in text else ("", text))
+    assert len(pieces) > 1 or text[:2] in ("<", "<t", " <")

@@ -32,6 +32,7 @@ from tunewright.server.store.database import new_id
 from tunewright.tokens import rendering
 
 RETRY_SECONDS = 2.0
+THOUGHT = "<think>"
 log = logging.getLogger(__name__)
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -88,8 +89,7 @@ async def events(engine: Backend, generation: Generation) -> AsyncGenerator[Even
 
 
 async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
-    """One answer, in pieces. Where calls or thoughts must be read first, there is only
-    the last one. Raises ApiError."""
+    """One answer, in pieces; only the last one where calls or thoughts must be read first. Raises ApiError."""
     generation, answer, sent = asked.generations[index], Answer(index), 0
     text, whole = AnswerText(asked.served.template, asked.stops), _whole(asked)
     pending: list[TokenLogprob] = []
@@ -102,9 +102,9 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
                 pending += [event.logprob] if event.logprob is not None else []
                 if text.stopped:
                     break
-                if new and not whole:
+                if new and not (whole or (asked.is_chat and _may_be_thought(text.text))):
+                    yield Piece(answer, text.text[sent:], tuple(pending))
                     sent = len(text.text)
-                    yield Piece(answer, new, tuple(pending))
                     pending.clear()
             elif event.reason == "failed":
                 raise _failed(event)
@@ -118,7 +118,7 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
     answer.shown = message_json(answer.message)
     if answer.message.tool_calls and answer.reason != "length":  # calls after these may be missing
         answer.reason = "tool_calls"
-    rest = answer.message.content if whole else text.text[sent:]
+    rest = text.text[sent:] if sent else answer.message.content
     yield Piece(answer, rest, tuple(pending), last=True)
 
 
@@ -173,6 +173,12 @@ async def together(asked: Asked) -> AsyncGenerator[Piece, None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _may_be_thought(text: str) -> bool:
+    """Whether an answer so far is a thought, or the beginning of its mark: rows may have them, and the template not."""
+    bare = text.lstrip()
+    return bare.startswith(THOUGHT) or THOUGHT.startswith(bare)
 
 
 def _whole(asked: Asked) -> bool:
