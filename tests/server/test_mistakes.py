@@ -25,7 +25,7 @@ from tunewright.server.chat import schema as schemas
 from tunewright.server.chat.responses import ResponseRequest
 from tunewright.server.errors import ApiError
 from tunewright.server.jobs import work
-from tunewright.server.jobs.request import allowed_settings
+from tunewright.server.jobs.request import JobRequest, allowed_settings, refused
 from tunewright.server.service import Settings
 
 HELLO: list[Any] = [{"role": "user", "content": "x"}]
@@ -314,3 +314,13 @@ def test_a_copy_of_what_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_job_cannot_name_files_of_the_server() -> None:
     named = {"adapter.start", "forget.regression_rows", "data.train", "data.dev", "data.test", "data.answer_schema"}
     assert not named & allowed_settings()
+
+
+def test_hyperparameters_of_another_method_are_refused() -> None:
+    """They would be ignored."""
+    given = {"model": "m", "training_file": "file-1"}
+    epochs = {"hyperparameters": {"n_epochs": 3}}
+    for method, param in (("dpo", "supervised"), ("supervised", "dpo")):
+        assert refused(JobRequest.model_validate({**given, "method": {"type": method, method: epochs}})) is None
+        asked = JobRequest.model_validate({**given, "method": {"type": method, param: epochs}})
+        assert (refused(asked) or ("", ""))[0] == f"method.{param}"
