@@ -143,13 +143,14 @@ def data_guide() -> str:
 
 def server_page() -> str:
     """docs/server.md, with what becomes of every parameter."""
-    from tunewright.server.chat.request import ChatRequest, CompletionRequest
+    from tunewright.server.chat.request import ChatRequest, CompletionRequest, Declared
+    from tunewright.server.chat.responses import ResponseRequest
 
-    lines = ["| parameter | chat.completions | completions |", "|---|---|---|"]
-    models = (ChatRequest, CompletionRequest)
+    lines = ["| parameter | chat.completions | completions | responses |", "|---|---|---|---|"]
+    models = (ChatRequest, CompletionRequest, ResponseRequest)
     names = sorted({name for m in models for name in (*m.model_fields, *m.IGNORED, *m.REFUSED)})
 
-    def fate(model: type[ChatRequest] | type[CompletionRequest], name: str) -> str:
+    def fate(model: type[Declared], name: str) -> str:
         if name in model.model_fields:
             return "used"
         if name in model.IGNORED:

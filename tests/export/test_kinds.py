@@ -16,7 +16,7 @@ from report import records
 from tunewright.core import records as typed
 from tunewright.core.config import AdapterConfig, load
 from tunewright.core.errors import ConfigError, TrainError
-from tunewright.core.run_folder import Run, write_json
+from tunewright.core.run_folder import Run, read_json, write_json
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
 from tunewright.export.kind import Place, TrainedRun, sampling, served_context
@@ -70,6 +70,20 @@ def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: M
     assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
     assert all(c.largest_difference < 1e-4 and c.same_texts == c.prompts == 2 for c in checks)
     assert all(c.loaded_with == EXPORTS[c.kind].loaded_with and c.dtype == "float32" for c in checks)
+
+
+def test_answers_end_in_exports_where_they_ended_in_the_run(trained: Made, tmp_path: Path) -> None:
+    """Also if the base's generation config has another token for it than its tokenizer."""
+    source, model = trained.source, load_model(str(trained.folder), torch.float32)
+    model.module.generation_config.update(eos_token_id=7, repetition_penalty=1.5)
+    adapters.attach(model.module, source.plan.adapter, source.plan.seed)
+    for kind in ("adapter", "merged"):
+        if EXPORTS[kind].merged:
+            adapters.merge(model.module)
+        EXPORTS[kind].write(source, model.module, tmp_path / kind, "float32")
+        written = read_json(tmp_path / kind / "generation_config.json")
+        assert written["eos_token_id"] == [7, source.template.eos]
+        assert "repetition_penalty" not in written
 
 
 def test_without_an_adapter_only_the_merged_model_is_exported(trained: Made) -> None:

@@ -564,6 +564,7 @@ def test_without_a_token_nothing(server: Running) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 10**5}, "messages"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"stop": [""]}, "stop.0"),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,8 @@ def test_bias_penalties_and_nucleus() -> None:
     drawn = [RowChoice(Choosing(hot, top_p=0.6).nth(n), [0], None).next(logits_V) for n in range(50)]
     assert set(drawn) == {1, 2}
     assert drawn == [RowChoice(Choosing(hot, top_p=0.6).nth(n), [0], None).next(logits_V) for n in range(50)]
+    again = Choosing(replace(hot, repetition_penalty=10.0), top_p=0.6)  # the penalty first, as elsewhere
+    assert {RowChoice(again.nth(n), [2, 1], None).next(logits_V) for n in range(50)} == {0, 2}
     reported = logprob_of(logits_V, 1, 2)
     assert [t for t, _ in reported.top] == [2, 1]
     assert reported.logprob == pytest.approx(float(logits_V.log_softmax(-1)[1]))

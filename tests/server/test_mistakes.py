@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -19,9 +20,12 @@ from server_running import SHORT_JOB, Running, finished, finished_batch, running
 from tunewright.core.config import load
 from tunewright.core.run_folder import Run
 from tunewright.server import care
+from tunewright.server.chat import batches
+from tunewright.server.chat import schema as schemas
 from tunewright.server.chat.responses import ResponseRequest
+from tunewright.server.errors import ApiError
 from tunewright.server.jobs import work
-from tunewright.server.jobs.request import allowed_settings
+from tunewright.server.jobs.request import JobRequest, allowed_settings, refused
 from tunewright.server.service import Settings
 
 HELLO: list[Any] = [{"role": "user", "content": "x"}]
@@ -75,6 +79,25 @@ def test_a_batch_does_not_wait_for_another_and_its_file_is_kept(server: Running)
     client.batches.cancel(first.id)
 
 
+def test_many_batches_of_a_tenant_take_turns(server: Running) -> None:
+    """They held their rows in memory at the same time, and their lines filled the engine's queue: others got 429."""
+    client = server.client()
+    lines = [line(str(n), model=server.model, max_tokens=30) for n in range(20)]
+    file = client.files.create(file=("b.jsonl", b"\n".join(lines)), purpose="batch")
+    made = [
+        client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+        for _ in range(5)
+    ]
+    assert client.batches.cancel(made[-1]).status == "cancelling"
+    assert finished_batch(client, made[-1]).request_counts.total == 0
+    most = 1
+    while unfinished := server.service.batches.unfinished():
+        most = max(most, sum(batch.status == "in_progress" for batch in unfinished))
+        threading.Event().wait(0.01)
+    assert most == batches.BATCHES
+    assert {client.batches.retrieve(name).request_counts.completed for name in made[:-1]} == {20}
+
+
 def test_a_batch_that_ends_over_the_quota_keeps_its_answers(settings: Settings, tmp_path: Path) -> None:
     rows = line("one", max_tokens=4)
     with running(replace(settings, home=tmp_path / "home", quota=len(rows) + 60)) as small:
@@ -90,6 +113,38 @@ def test_a_schema_of_an_unknown_kind_is_refused(server: Running, schema: Any) ->
         body = {"model": server.model, "messages": HELLO, "response_format": form}
         response = http.post("/v1/chat/completions", json=body)
     assert response.status_code == 400, response.text
+
+
+PAIR: dict[str, Any] = {"items": {"$ref": "#/$defs/pair"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": "^((a+)+c|a{40}b)$"}, "a" * 40 + "b"),
+        ({"$defs": {"pair": {"anyOf": [{**PAIR, "type": "object"}, PAIR]}}, **PAIR}, json.loads("[" * 60 + "]" * 60)),
+    ],
+    ids=["pattern", "references"],
+)
+def test_a_schema_that_takes_forever_stops_nobody_else(
+    schema: dict[str, Any], value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(schemas.check({"const": 1}, "1"))
+    with pytest.raises(ApiError, match="does not match the schema"):
+        asyncio.run(schemas.check({"const": 1}, "2"))
+    monkeypatch.setattr(schemas, "SECONDS", 0.5)
+    beats: list[float] = []
+
+    async def beside() -> None:
+        checking = asyncio.create_task(schemas.check(schema, json.dumps(value)))
+        while not checking.done():
+            await asyncio.sleep(0.02)
+            beats.append(0.02)
+        await checking
+
+    with pytest.raises(ApiError, match="took longer than"):
+        asyncio.run(beside())
+    assert len(beats) > 5
 
 
 def test_half_a_character_is_refused_wherever_it_is(server: Running) -> None:
@@ -259,3 +314,13 @@ def test_a_copy_of_what_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_job_cannot_name_files_of_the_server() -> None:
     named = {"adapter.start", "forget.regression_rows", "data.train", "data.dev", "data.test", "data.answer_schema"}
     assert not named & allowed_settings()
+
+
+def test_hyperparameters_of_another_method_are_refused() -> None:
+    """They would be ignored."""
+    given = {"model": "m", "training_file": "file-1"}
+    epochs = {"hyperparameters": {"n_epochs": 3}}
+    for method, param in (("dpo", "supervised"), ("supervised", "dpo")):
+        assert refused(JobRequest.model_validate({**given, "method": {"type": method, method: epochs}})) is None
+        asked = JobRequest.model_validate({**given, "method": {"type": method, param: epochs}})
+        assert (refused(asked) or ("", ""))[0] == f"method.{param}"

@@ -9,18 +9,21 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from server_running import Running
 from torture_server import Ends, fuzz, kill_and_count, secrets
 
 from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.run_folder import append_line
 from tunewright.server.access import Tokens
+from tunewright.server.chat.batches import BatchRunner
 from tunewright.server.service import open_service
 from tunewright.server.store import database as databases
+from tunewright.server.store.batches import Batches
 from tunewright.server.store.database import Database
-from tunewright.server.store.files import Files, OverQuota
+from tunewright.server.store.files import Files, OverQuota, of_row
 from tunewright.server.store.jobs import Jobs
 
 REQUEST = {"training_file": "file-1", "validation_file": None, "model": "m"}
@@ -154,6 +157,39 @@ def test_content_without_a_record_is_removed(tmp_path: Path) -> None:
     assert list((tmp_path / "files").iterdir()) == [files.path(kept)]
 
 
+def test_what_a_batch_leaves_is_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is killed, or the disk is full, after its files were stored and before it ended."""
+    database = Database(tmp_path / "db")
+    files, batches = Files(database, tmp_path / "files", quota=1), Batches(database)
+    runner = BatchRunner(batches, files, cast(Any, None), tmp_path / "batches")
+    batch = batches.add("t", {"endpoint": "/v1/completions", "input_file_id": "f"}, None)
+    batches.become(batch, "in_progress")
+    out, failed = (tmp_path / "batches" / f"{batch.id}.{end}" for end in ("out", "err"))
+    for file in (out, failed):
+        file.parent.mkdir(exist_ok=True)
+        append_line(file, {"custom_id": file.suffix})
+
+    def killed(*_: Any, **__: Any) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("become", "become", "insert"):
+        with monkeypatch.context() as patch:
+            patch.setattr(batches if name == "become" else files, name, killed)
+            with pytest.raises(OSError, match="No space"):
+                runner._finish(batch, out, failed)
+    runner._finish(batch, out, failed)
+    now = batches.get("t", batch.id)
+    assert now is not None
+    assert now.status == "completed"
+    stored = {row["id"]: files.path(of_row(row)) for row in files.page("t", None, None, 9, newest_first=True).rows}
+    assert set(stored) == {now.output_file, now.error_file}
+    assert {path.read_text() for path in stored.values()} == {'{"custom_id": ".out"}\n', '{"custom_id": ".err"}\n'}
+    assert sorted((tmp_path / "files").iterdir()) == sorted(stored.values())
+    assert list((tmp_path / "batches").iterdir()) == []
+    assert files.add_beyond_quota("t", "x.csv", "user_data", b"1", "a").id != now.output_file
+    database.close()
+
+
 def test_quota_and_expiry(tmp_path: Path) -> None:
     database = Database(tmp_path / "server.db")
     files = Files(database, tmp_path / "files", quota=100)
@@ -173,8 +209,6 @@ def test_quota_and_expiry(tmp_path: Path) -> None:
 
 
 def databases_files(files: Files, tenant: str) -> list[Any]:
-    from tunewright.server.store.files import of_row
-
     return [of_row(row) for row in files.page(tenant, None, None, 100, newest_first=False).rows]
 
 

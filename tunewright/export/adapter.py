@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tunewright.core import records
 from tunewright.core.records import AdapterNote, Receipt
 from tunewright.core.run_folder import disk_errors
-from tunewright.export import classifier, portable
+from tunewright.export import classifier, merged, portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
         tokenizer = classifier.tokenizer(source.template) if source.plan.labels else source.template.tokenizer
         tokenizer.save_pretrained(folder)
         portable.make_portable(folder)
+    if not source.plan.labels:
+        merged.write_generation(source, module, folder)
     peft_format.save(module, source.plan.adapter, folder, base, note)
     return folder
 
@@ -85,8 +87,8 @@ def snippet(place: Place) -> list[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
         *imports,
         f'model = AutoModelForCausalLM.from_pretrained({arguments}, dtype="float32")',
-        "own = model.generation_config  # which may set penalties and beams; the run was evaluated without",
-        "model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)",
+        "# The base's own may set penalties and beams, and end answers elsewhere.",
+        f'model.generation_config = GenerationConfig.from_pretrained("{place.folder}")',
         f'model = PeftModel.from_pretrained(model, "{place.folder}")',
     ]
 

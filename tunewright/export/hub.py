@@ -18,12 +18,15 @@ from tunewright.core.records import EXPORTS, AdapterNote, Receipt, Verdict
 from tunewright.core.run_folder import Run
 from tunewright.export import card
 
-COMMON = ("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
+COMMON = (
+    *("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"),
+    "generation_config.json",
+)
 # Of sentence-transformers: its files, and the folders of its modules.
 MODULES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*")
 FILES = {  # also those that export.json lists
     "adapter": ("adapter_config.json", "adapter_model.safetensors", "tunewright.json", *COMMON),
-    "merged": ("config.json", "generation_config.json", "model*.safetensors*", "vocab.txt", *MODULES, *COMMON),
+    "merged": ("config.json", "model*.safetensors*", "vocab.txt", *MODULES, *COMMON),
     "gguf": ("README.md",),
 }
 OLLAMA = ("template", "params", "system")  # of that bundle, for `ollama run hf.co/OWNER/NAME`

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.run_folder import read_json, write_json
+from tunewright.core.run_folder import write_json
 from tunewright.export import classifier, encoder_folder, portable, tagger, vectors
 from tunewright.export.encoder_folder import Layout
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from tunewright.tokens.template import Template
 
-# What is kept of a generation config.
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+GENERATION = "generation_config.json"
+TOKENS = ("bos_token_id", "pad_token_id", "transformers_version")  # what is kept of it
 
 
 def stored_dtypes(source: TrainedRun) -> list[str]:
@@ -36,11 +36,21 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
         encoder_folder.save(module, source.template.tokenizer, folder, layout)
         return folder
     save(module, source.template, folder, dtype)
-    file = folder / "generation_config.json"
-    if file.is_file():  # programs decode by it, unless they are asked otherwise; not by the base model's own settings
-        tokens = {key: value for key, value in read_json(file).items() if key in TOKENS}
-        write_json(file, {**tokens, **sampling(source.run).generation_config})
+    if (folder / GENERATION).is_file():
+        write_generation(source, module, folder)
     return folder
+
+
+def write_generation(source: TrainedRun, module: PreTrainedModel, folder: Path) -> None:
+    """Programs decode by this file, unless they are asked otherwise: as the run was judged, until one of the tokens
+    that ended its answers, and not by the base model's own settings."""
+    from tunewright.model.decoding.generate import stop_ids
+    from tunewright.model.language_model import LanguageModel
+
+    own, stop = module.generation_config.to_dict(), stop_ids(LanguageModel(module), source.template.eos)
+    tokens = {key: own[key] for key in TOKENS if own.get(key) is not None}
+    ends = {"eos_token_id": list(stop) if len(stop) > 1 else stop[0]}
+    write_json(folder / GENERATION, {**tokens, **ends, **sampling(source.run).generation_config})
 
 
 def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) -> None:

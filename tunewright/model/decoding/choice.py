@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +34,13 @@ class TokenChoice:
             choice.noise = [np.random.Generator(np.random.Philox(key=_key(sampling.seed, p))) for p in prompts]
         return choice
 
-    def next(self, logits_BV: Tensor) -> Tensor:
-        """token_B."""
+    def next(self, logits_BV: Tensor, cut: Callable[[Tensor], Tensor] = lambda logits_BV: logits_BV) -> Tensor:
+        """token_B. ``cut``: what becomes of the penalised logits before a token is chosen."""
         if self.seen_BV is not None:
             wide_BV, penalty = logits_BV.float(), self.sampling.repetition_penalty
             penalised_BV = torch.where(wide_BV > 0, wide_BV / penalty, wide_BV * penalty)
             logits_BV = torch.where(self.seen_BV, penalised_BV, wide_BV)
+        logits_BV = cut(logits_BV)
         if self.noise is not None:
             # The largest of logits / T plus Gumbel noise is a draw from their softmax.
             uniform_BV = np.stack([generator.random(logits_BV.shape[1], np.float32) for generator in self.noise])

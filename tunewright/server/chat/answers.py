@@ -10,9 +10,8 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-import jsonschema
-
 from tunewright.data.messages import Message, ToolCall
+from tunewright.server.chat import schema
 from tunewright.server.chat.prompt import Asked
 from tunewright.server.engine.choosing import TokenLogprob
 from tunewright.server.engine.generation import (
@@ -33,6 +32,7 @@ from tunewright.server.store.database import new_id
 from tunewright.tokens import rendering
 
 RETRY_SECONDS = 2.0
+THOUGHT = "<think>"
 log = logging.getLogger(__name__)
 Reason = Literal["stop", "length", "tool_calls"]
 
@@ -89,8 +89,7 @@ async def events(engine: Backend, generation: Generation) -> AsyncGenerator[Even
 
 
 async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
-    """One answer, in pieces. Where calls or thoughts must be read first, there is only
-    the last one. Raises ApiError."""
+    """One answer, in pieces; only the last one where calls or thoughts must be read first. Raises ApiError."""
     generation, answer, sent = asked.generations[index], Answer(index), 0
     text, whole = AnswerText(asked.served.template, asked.stops), _whole(asked)
     pending: list[TokenLogprob] = []
@@ -103,9 +102,9 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
                 pending += [event.logprob] if event.logprob is not None else []
                 if text.stopped:
                     break
-                if new and not whole:
+                if new and not (whole or (asked.is_chat and _may_be_thought(text.text))):
+                    yield Piece(answer, text.text[sent:], tuple(pending))
                     sent = len(text.text)
-                    yield Piece(answer, new, tuple(pending))
                     pending.clear()
             elif event.reason == "failed":
                 raise _failed(event)
@@ -114,12 +113,12 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
     text.finish()
     answer.text, answer.ids, answer.reason = text.text, text.ids, answer.reason or "stop"
     if asked.schema is not None and answer.reason == "stop" and not text.stopped:
-        _check_schema(dict(asked.schema), text.text)
+        await schema.check(asked.schema, text.text)
     answer.message = _message(asked, text)
     answer.shown = message_json(answer.message)
-    if answer.message.tool_calls:
+    if answer.message.tool_calls and answer.reason != "length":  # calls after these may be missing
         answer.reason = "tool_calls"
-    rest = answer.message.content if whole else text.text[sent:]
+    rest = text.text[sent:] if sent else answer.message.content
     yield Piece(answer, rest, tuple(pending), last=True)
 
 
@@ -176,6 +175,12 @@ async def together(asked: Asked) -> AsyncGenerator[Piece, None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _may_be_thought(text: str) -> bool:
+    """Whether an answer so far is a thought, or the beginning of its mark: rows may have them, and the template not."""
+    bare = text.lstrip()
+    return bare.startswith(THOUGHT) or THOUGHT.startswith(bare)
+
+
 def _whole(asked: Asked) -> bool:
     """Whether an answer can be read only as a whole: thoughts and calls are marked in its text."""
     thinks = "think" in str(asked.served.template.tokenizer.chat_template)
@@ -204,15 +209,6 @@ def _call(text: str) -> ToolCall | None:
         return ToolCall(written["name"], written["arguments"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _check_schema(schema: JsonObject, text: str) -> None:
-    """What the grammar has enforced, once more by another program."""
-    try:
-        jsonschema.validate(json.loads(text), schema)
-    except (ValueError, jsonschema.ValidationError) as error:
-        message = f"The answer does not match the schema: {str(error).splitlines()[0]}"
-        raise ApiError(500, "schema_violated", message) from None
 
 
 def usage(asked: Asked, answers: Sequence[Answer]) -> JsonObject:

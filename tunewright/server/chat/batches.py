@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponseRequest,
 }
-AT_ONCE = 8
+AT_ONCE = 8  # lines of a batch
+BATCHES = 2  # of a tenant: a short one need not wait for a long one, and their lines do not fill the engine's queue
 MOST_LINES = 50_000
 MOST_ERRORS = 100
 POLL_SECONDS = 0.5
@@ -92,7 +94,7 @@ class BatchRunner:
         try:
             while True:
                 tasks = {batch_id: task for batch_id, task in tasks.items() if not task.done()}
-                for batch in self.batches.unfinished():  # all of them: none waits for the end of another
+                for batch in self._turns():
                     if batch.id not in tasks:
                         tasks[batch.id] = asyncio.create_task(self._tried(batch))
                 await asyncio.sleep(POLL_SECONDS)
@@ -100,6 +102,15 @@ class BatchRunner:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _turns(self) -> list[Batch]:
+        """Those that are to be answered now: of each tenant the oldest, and those that only have to end."""
+        before, turns = Counter[str](), list[Batch]()
+        for batch in self.batches.unfinished():
+            before[batch.tenant] += 1
+            if before[batch.tenant] <= BATCHES or batch.status == "cancelling":
+                turns.append(batch)
+        return turns
 
     async def _tried(self, batch: Batch) -> None:
         try:
@@ -169,20 +180,16 @@ class BatchRunner:
     def _finish(self, batch: Batch, out: Path, failed: Path) -> None:
         """The answers become files of the tenant, even if they exceed its quota: it was asked before the batch."""
         ids = {name: self._stored(batch, name, file) for name, file in (("output_file", out), ("error_file", failed))}
-        if not any(self.batches.become(batch, status, **ids) for status in ("completed", "cancelled")):
-            for file_id in filter(None, ids.values()):
-                if stored := self.files.get(batch.tenant, file_id):
-                    self.files.remove(stored)
-            return
-        for file in (out, failed):
-            file.unlink(missing_ok=True)
+        if any(self.batches.become(batch, status, **ids) for status in ("completed", "cancelled")):
+            for file in (out, failed):
+                file.unlink(missing_ok=True)
 
     def _stored(self, batch: Batch, name: str, file: Path) -> str | None:
         if not file.exists():
             return None
         with open(file, "rb") as content:
             name = f"{batch.id}_{name}.jsonl"
-            return self.files.add_beyond_quota(batch.tenant, name, "batch_output", content).id
+            return self.files.add_beyond_quota(batch.tenant, name, "batch_output", content, batch.id).id
 
     def _lines(self, batch: Batch) -> list[JsonObject]:
         """Raises Invalid with what is wrong."""

@@ -106,6 +106,11 @@ class ChatRequest(Sampled):
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    def check(self) -> None:
+        if self.top_logprobs and not self.logprobs:
+            raise bad("invalid_value", "top_logprobs is only for logprobs=true.", "top_logprobs")
+        super().check()
+
     @property
     def used_tools(self) -> list[Object] | None:
         """Those that the model sees."""

@@ -67,23 +67,23 @@ class RowChoice:
             wide_V[tokens] -= self.how.presence + self.how.frequency * counts
         if self.matcher is not None:
             wide_V.masked_fill_(~self.matcher.allowed(len(wide_V)), float("-inf"))
-        if self.how.top_p < 1 and self.how.sampling.temperature:
-            wide_V = _nucleus(wide_V, self.how.top_p, self.how.sampling.temperature)
         if self._choice is None:
             self._choice = TokenChoice.of(self.how.sampling, [self._prompt], wide_V[None])
-        token = int(self._choice.next(wide_V[None]))
+        token = int(self._choice.next(wide_V[None], self._nucleus))
         self._seen[token] += 1
         if self.matcher is not None:
             self.matcher.accept(token)
         return token
 
-
-def _nucleus(logits_V: Tensor, top_p: float, temperature: float) -> Tensor:
-    """Holtzman et al. 2020, 1904.09751: without the tokens that are not among the most probable ones whose
-    probabilities first add up to ``top_p``."""
-    prob_V, order_V = (logits_V / temperature).softmax(-1).sort(descending=True)
-    before_V = prob_V.cumsum(-1) - prob_V
-    return logits_V.index_fill(0, order_V[before_V >= top_p], float("-inf"))
+    def _nucleus(self, logits_BV: Tensor) -> Tensor:
+        """Holtzman et al. 2020, 1904.09751: without the tokens that are not among the most probable ones whose
+        probabilities first add up to ``top_p``."""
+        top_p, temperature = self.how.top_p, self.how.sampling.temperature
+        if top_p >= 1 or not temperature:
+            return logits_BV
+        prob_BV, order_BV = (logits_BV / temperature).softmax(-1).sort(descending=True)
+        before_BV = prob_BV.cumsum(-1) - prob_BV
+        return logits_BV.index_fill(-1, order_BV[before_BV >= top_p], float("-inf"))
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
             return "hyperparameters", "they are given twice; give those of the method."
         if method.type == "supervised" and method.dpo is not None:
             return "method.dpo", "the method's type is supervised."
+        if method.type == "dpo" and "supervised" in method.model_fields_set:
+            return "method.supervised", "the method's type is dpo."
     if request.integrations:
         return "integrations", "integrations are not supported: the curves are in the job's events and result file."
     for key, value in (request.tunewright or {}).items():

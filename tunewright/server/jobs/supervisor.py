@@ -238,7 +238,7 @@ class Supervisor:
     def _results(self, job: Job, run: Run) -> str:
         """The file of results."""
         name, content = "step_metrics.csv", results_csv(run)
-        return self._workshop.files.add_beyond_quota(job.tenant, name, "fine-tune-results", content).id
+        return self._workshop.files.add_beyond_quota(job.tenant, name, "fine-tune-results", content, job.id).id
 
 
 def error_json(error: TunewrightError) -> JsonObject:

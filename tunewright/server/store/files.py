@@ -126,12 +126,17 @@ class Files:
             self.insert(file)
         return file
 
-    def add_beyond_quota(self, tenant: str, filename: str, purpose: str, content: BinaryIO | bytes) -> StoredFile:
-        """Of what has been computed already. Raises OSError."""
-        file_id = new_id("file-")
+    def add_beyond_quota(
+        self, tenant: str, filename: str, purpose: str, content: BinaryIO | bytes, of: str
+    ) -> StoredFile:
+        """What a job or a batch has left, ``of`` this id. Stored again, because the server was killed or the disk was
+        full before that was noted, it is the same file. Raises OSError."""
+        file_id = f"file-{hashlib.sha256(f'{of} {filename}'.encode()).hexdigest()[:24]}"
         size, sha256 = self.write(_stored_name(file_id, filename), content, 1 << 62)
         file = StoredFile(file_id, tenant, filename, purpose, size, sha256, now(), None)
-        self.insert(file)
+        with self._database.transaction():
+            self._database.change("DELETE FROM files WHERE id = ?", file_id)
+            self.insert(file)
         return file
 
     def insert(self, file: StoredFile) -> None:
@@ -172,7 +177,7 @@ class Files:
         """Bytes and hash of the content, in a file that is complete or absent. Raises OverQuota, OSError."""
         temporary, digest, size = self._folder / f".{name}", hashlib.sha256(), 0
         try:
-            with open(temporary, "xb", opener=private) as out:
+            with open(temporary, "wb", opener=private) as out:
                 for piece in _pieces(content):
                     size += len(piece)
                     if size > most:
