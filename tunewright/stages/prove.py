@@ -176,7 +176,7 @@ def _topic(
 
 
 def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:
-    rows = work.data.sample(CALIBRATED, "dev")
+    rows = sorted({*work.data.sample(CALIBRATED, "dev")} - {*work.inputs.too_long})
     file = work.run.scores / "dev" / "calibration.jsonl"
     on_dev = work.answers.scores(AnswerRequest(tuned, "dev", rows, file), trained)
     target = work.config.prove.target_accuracy
