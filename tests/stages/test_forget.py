@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from build import Folder, read
+from build import Folder, byte_tokenizer, plan_of, read
 from safetensors.torch import load_file
 
 from tunewright import api
 from tunewright.core.chosen import chosen_scale
+from tunewright.core.config import load
 from tunewright.core.run_folder import Run, read_lines
+from tunewright.data.messages import Chat, Message
 from tunewright.data.metrics import METRICS
 from tunewright.model import peft_format
 from tunewright.runtime import chat
 from tunewright.stages import forgetting, probes
+from tunewright.tokens.template import Template
 
 
 def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
@@ -25,6 +30,21 @@ def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
     near = {0.25: [0.0] * 20, 0.5: [1.0] * 19 + [0.0], 1.0: [1.0] * 20}
     assert forgetting.choose(near) == 0.5
     assert forgetting.choose({s: [-x for x in v] for s, v in clear.items()}, higher_is_better=False) == 1.0
+
+
+def test_answers_to_regression_rows_are_not_cut_where_those_to_the_rows_would_end() -> None:
+    """Else a job that trains on labels would cut longer answers of both models, and find them equally wrong."""
+    rows = [Chat((Message("user", "q"), Message("assistant", "a" * size)), "x") for size in (3, 100)]
+
+    def limit(context: int = 2048, setting: Any = "auto") -> int:
+        inputs = SimpleNamespace(template=Template(byte_tokenizer()), facts=SimpleNamespace(context=context))
+        config = load(None, prove__max_new_tokens=setting)
+        work: Any = SimpleNamespace(config=config, plan=plan_of(max_new_tokens=6), inputs=inputs)
+        return probes.longest_answer(work, rows)
+
+    assert limit() == 100 + 25 + 8
+    assert 6 < limit(100) < 100  # within the context, behind the prompt
+    assert limit(10) == limit(setting=6) == 6
 
 
 def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> None:

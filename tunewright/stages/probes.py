@@ -21,6 +21,7 @@ from tunewright.core.records import (
     RegressionRows,
 )
 from tunewright.data.formats import RowSettings
+from tunewright.data.messages import Chat, Example
 from tunewright.data.metrics import METRICS, Metric
 from tunewright.data.remedies import prepared
 from tunewright.data.remedies.change import summaries
@@ -30,6 +31,7 @@ from tunewright.judge.arms import families
 from tunewright.judge.probes import bank
 from tunewright.model.decoding import generate
 from tunewright.runtime.context import Work
+from tunewright.runtime.inputs import answer_limit
 from tunewright.runtime.sizes import PROBE_TOKENS
 from tunewright.runtime.weights import Weights, base
 from tunewright.runtime.weights import before as before_training
@@ -114,12 +116,13 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     for summary in summaries(read.changes):
         work.console.warn(f"  regression rows: {summary.text}")
     rows = read.parsed.examples
+    limit = longest_answer(work, rows)
     task = replace(detect_task(rows), rules=work.data.task.rules)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
     scores = {}
     for who, weights in (("base", before_training(work.run, work.plan)), ("tuned", tuned)):
         with (
-            work.answers.chat_model(weights) as model,
+            work.answers.chat_model(weights, limit) as model,
             work.console.bar(f"{who} regression rows", len(rows), unit="rows") as tick,
         ):
             scores[who] = evaluate.score_arm(arm, rows, task, model, tick)
@@ -130,6 +133,16 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     )
     after, before = ([s.score for s in scores[who]] for who in ("tuned", "base"))
     return RegressionRows(**_paired(after, before, work, task.metric), metric=task.metric.name)
+
+
+def longest_answer(work: Work, rows: Sequence[Example]) -> int:
+    """Tokens of an answer to these rows, at most: as many as the plan allows, or as theirs need, if that is more."""
+    template, longest, room = work.inputs.template, 0, work.inputs.facts.context
+    for e in (e for e in rows if isinstance(e, Chat)):
+        text = replace(e, messages=e.messages[-1:]).text
+        longest = max(longest, len(template.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        room = min(room, work.inputs.facts.context - len(rendering.for_generation(template, e.prompt)))
+    return max(work.plan.max_new_tokens, min(room, answer_limit(work.config, (), longest)))
 
 
 def _paired(tuned: Sequence[float], base: Sequence[float], work: Work, metric: Metric = ACCURACY) -> dict[str, Any]:
