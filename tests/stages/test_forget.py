@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tunewright import api
 from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import load
+from tunewright.core.errors import ConfigError
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.data.messages import Chat, Message
 from tunewright.data.metrics import METRICS
@@ -45,6 +46,20 @@ def test_answers_to_regression_rows_are_not_cut_where_those_to_the_rows_would_en
     assert limit() == 100 + 25 + 8
     assert 6 < limit(100) < 100  # within the context, behind the prompt
     assert limit(10) == limit(setting=6) == 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("regression_rows=[keep.jsonl]", "prove.evidence=plain"),
+        ("apply_best_scale=true", "prove.evidence=plain"),
+        ("apply_best_scale=true", "adapter.kind=none"),
+    ],
+)
+def test_what_would_not_be_measured_is_refused(asked: str, given: str) -> None:
+    load(None, [f"forget.{asked}"])
+    with pytest.raises(ConfigError, match=rf"CONFIG_CONFLICT.* forget.{asked.partition('=')[0]}"):
+        load(None, [f"forget.{asked}", given])
 
 
 def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> None:
