@@ -122,3 +122,16 @@ def test_fewer_bits_on_regression_rows_are_better() -> None:
     assert (probe["verdict"], round(probe["difference"], 6)) == ("BETTER", 0.2)
     assert probes.paired(before, after, 0.02, 0.05, METRICS["bits_per_byte"])["verdict"] == "WORSE"
     assert probes.paired(after, before, 0.02, 0.05, METRICS["chrf"])["verdict"] == "WORSE"
+
+
+def test_repeated_regression_rows_count_once() -> None:
+    """Ten copies of ten rows show no more than ten rows do."""
+    copies = [i // 10 for i in range(100)]
+    for right, wrong in ((1.0, 0.0), (0.9, 0.1)):
+        before, after = [right] * 100, [right] * 90 + [wrong] * 10
+        alone, together = (probes.paired(after, before, 0.02, 0.05, METRICS["chrf"], c) for c in ([], copies))
+        assert (alone["verdict"], together["verdict"], together["items"]) == ("WORSE", "CANNOT TELL", 100)
+        assert together["detectable"] > alone["detectable"]
+    ten = probes.paired([1.0] * 9 + [0.0], [1.0] * 10, 0.02, 0.05)
+    copied = probes.paired([1.0] * 90 + [0.0] * 10, [1.0] * 100, 0.02, 0.05, clusters=copies)
+    assert copied["interval"] == pytest.approx(ten["interval"])
