@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tunewright.data.corpus_metrics import CORPUS_BITS, CORPUS_CHRF, FIELD_MICRO_F1, MACRO_F1
-from tunewright.data.metrics import bits_per_byte
+from tunewright.data.metrics import bits_per_byte, exact_match
 from tunewright.data.scores import Answer, Likelihood, Readings, Score, Written
 from tunewright.data.structure.comparison import FieldCounts
 
@@ -29,6 +29,15 @@ def test_macro_f1_is_that_of_sklearn() -> None:
     labels = np.random.default_rng(0).choice(["a", "b", "c"], (2, 60))
     scores = [written(str(a), str(t)) for a, t in labels.T]
     assert MACRO_F1.of(scores, ("a", "b", "c")) == pytest.approx(f1_score(labels[1], labels[0], average="macro"))
+
+
+def test_macro_f1_reads_written_labels_as_exact_match_does() -> None:
+    """Else it would favour the arm that was trained to write nothing around a label."""
+    answers = {"Spam.": "spam", "**ham**": "ham", "The answer is 1": "1", "no label": "spam"}
+    scores = [written(answer, label) for answer, label in answers.items()]
+    matched = sum(exact_match(label, answer) for answer, label in answers.items())
+    f1 = MACRO_F1.of(scores, ("spam", "ham", "1"))
+    assert (matched, f1) == (3.0, pytest.approx((2 / 3 + 1 + 1) / 3))
 
 
 def test_micro_f1_adds_up_the_fields() -> None:

@@ -74,4 +74,10 @@ def test_coverage_and_the_handover_threshold() -> None:
     report = calibration.report("abc", dev, test, 0.9)
     assert report["temperature"] == pytest.approx(1.0, abs=0.15)
     assert report["handover"]["interval"][0] < report["handover"]["accuracy"] < report["handover"]["interval"][1]
+    copied = Predictions(rows[1000:] * 4, targets[1000:] * 4)
+    of_copies = calibration.report("abc", dev, copied, 0.9, ratio=1 / 4)  # copies of rows show no more than the rows
+    assert of_copies["handover"] == {**report["handover"], "interval": pytest.approx(report["handover"]["interval"])}
+    for side in ("calibrated", "uncalibrated"):
+        ends = [np.diff(x[side]["ece_interval"])[0] for x in (report, of_copies)]
+        assert ends[1] == pytest.approx(ends[0], rel=0.25)
     assert "handover" not in calibration.report("abc", Predictions([], []), Predictions(rows[:5], targets[:5]), 0.9)

@@ -304,6 +304,16 @@ def test_a_text_over_the_positions_is_refused_with_its_place(tmp_path: Path) -> 
     assert cli("check", str(file), "train.method=classify", cwd=tmp_path).returncode == 0
 
 
+def test_rows_that_are_dropped_as_too_long_are_not_read_for_calibration_either(tmp_path: Path) -> None:
+    """The encoder has no positions for them, and the run would end there, whenever it is continued."""
+    file, model, dev = tiny.labelled(tmp_path / "rows.jsonl"), tiny.saved(tmp_path / "model"), tmp_path / "dev.jsonl"
+    texts = [*(letter * 9 for letter in "abcdefgh"), "w" * 600]
+    dev.write_text("".join(json.dumps({"text": text, "label": "warm"}) + "\n" for text in texts))
+    given = {**SETTINGS, "data__dev": str(dev), "data__too_long": "drop"}
+    done = api.run(file, model=str(model), name="long", root=tmp_path, **given)
+    assert len(list(read_lines(Run(done.path).scores / "dev" / "calibration.jsonl"))) == 8
+
+
 def test_serving_an_encoder_is_refused(tmp_path: Path) -> None:
     from tunewright.core.errors import TunewrightError
     from tunewright.server.engine import base

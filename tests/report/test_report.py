@@ -351,6 +351,10 @@ def test_shown_rows_hide_private_values() -> None:
         ({"verdict": "PRACTICALLY EQUAL"}, "differ by less than the margin of 0.02."),
         ({"verdict": "CANNOT TELL", "rows_needed": 240, "interval": [-0.1, 0.2]}, "About 240 rows would."),
         ({"verdict": "CANNOT TELL", "unbeaten": ["zero_shot"]}, "but not shown to be better than zero shot"),
+        (
+            {"verdict": "WORSE", "unbeaten": ["zero_shot"], "better": ["zero_shot"]},
+            "is worse than zero shot, although the untrained arm chosen on dev is nearest. Do not use it.",
+        ),
         ({"interval": [0.01, 0.3]}, "The lower end of the interval is below 0.02"),
     ],
 )  # fmt: skip

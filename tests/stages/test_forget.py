@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from build import Folder, read
+from build import Folder, byte_tokenizer, plan_of, read
 from safetensors.torch import load_file
 
 from tunewright import api
 from tunewright.core.chosen import chosen_scale
+from tunewright.core.config import load
+from tunewright.core.errors import ConfigError
 from tunewright.core.run_folder import Run, read_lines
+from tunewright.data.messages import Chat, Message
 from tunewright.data.metrics import METRICS
 from tunewright.model import peft_format
 from tunewright.runtime import chat
 from tunewright.stages import forgetting, probes
+from tunewright.tokens.template import Template
 
 
 def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
@@ -25,6 +31,35 @@ def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
     near = {0.25: [0.0] * 20, 0.5: [1.0] * 19 + [0.0], 1.0: [1.0] * 20}
     assert forgetting.choose(near) == 0.5
     assert forgetting.choose({s: [-x for x in v] for s, v in clear.items()}, higher_is_better=False) == 1.0
+
+
+def test_answers_to_regression_rows_are_not_cut_where_those_to_the_rows_would_end() -> None:
+    """Else a job that trains on labels would cut longer answers of both models, and find them equally wrong."""
+    rows = [Chat((Message("user", "q"), Message("assistant", "a" * size)), "x") for size in (3, 100)]
+
+    def limit(context: int = 2048, setting: Any = "auto") -> int:
+        inputs = SimpleNamespace(template=Template(byte_tokenizer()), facts=SimpleNamespace(context=context))
+        config = load(None, prove__max_new_tokens=setting)
+        work: Any = SimpleNamespace(config=config, plan=plan_of(max_new_tokens=6), inputs=inputs)
+        return probes.longest_answer(work, rows)
+
+    assert limit() == 100 + 25 + 8
+    assert 6 < limit(100) < 100  # within the context, behind the prompt
+    assert limit(10) == limit(setting=6) == 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("regression_rows=[keep.jsonl]", "prove.evidence=plain"),
+        ("apply_best_scale=true", "prove.evidence=plain"),
+        ("apply_best_scale=true", "adapter.kind=none"),
+    ],
+)
+def test_what_would_not_be_measured_is_refused(asked: str, given: str) -> None:
+    load(None, [f"forget.{asked}"])
+    with pytest.raises(ConfigError, match=rf"CONFIG_CONFLICT.* forget.{asked.partition('=')[0]}"):
+        load(None, [f"forget.{asked}", given])
 
 
 def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> None:
@@ -87,3 +122,16 @@ def test_fewer_bits_on_regression_rows_are_better() -> None:
     assert (probe["verdict"], round(probe["difference"], 6)) == ("BETTER", 0.2)
     assert probes.paired(before, after, 0.02, 0.05, METRICS["bits_per_byte"])["verdict"] == "WORSE"
     assert probes.paired(after, before, 0.02, 0.05, METRICS["chrf"])["verdict"] == "WORSE"
+
+
+def test_repeated_regression_rows_count_once() -> None:
+    """Ten copies of ten rows show no more than ten rows do."""
+    copies = [i // 10 for i in range(100)]
+    for right, wrong in ((1.0, 0.0), (0.9, 0.1)):
+        before, after = [right] * 100, [right] * 90 + [wrong] * 10
+        alone, together = (probes.paired(after, before, 0.02, 0.05, METRICS["chrf"], c) for c in ([], copies))
+        assert (alone["verdict"], together["verdict"], together["items"]) == ("WORSE", "CANNOT TELL", 100)
+        assert together["detectable"] > alone["detectable"]
+    ten = probes.paired([1.0] * 9 + [0.0], [1.0] * 10, 0.02, 0.05)
+    copied = probes.paired([1.0] * 90 + [0.0] * 10, [1.0] * 100, 0.02, 0.05, clusters=copies)
+    assert copied["interval"] == pytest.approx(ten["interval"])

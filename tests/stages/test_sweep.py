@@ -19,12 +19,13 @@ from build import FLAGS, Folder, Rows, cli, copied, plan_of, read, read_lines, w
 from tunewright.cli import fan_out
 from tunewright.core import config as configuration
 from tunewright.core.config import recipes
+from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.run_folder import Run, sha256
 from tunewright.fan.jobs import Where
 from tunewright.runtime import branches
 from tunewright.runtime.branches import Branch
-from tunewright.stages import worker
+from tunewright.stages import runner, worker
 from tunewright.stages.experiments.sweep import _as_exact
 from tunewright.train import together
 
@@ -63,6 +64,21 @@ def test_a_branch_has_no_more_threads_than_its_run(tmp_path: Path, monkeypatch: 
     for planned in (1, 4, 8):
         branches._begin(setup, Branch(f"b{planned}", plan_of(threads=planned), (), (), 1.0), "t", "d")
         assert read(tmp_path / "branches" / f"b{planned}", "branch")["plan"]["threads"] == min(planned, 4)
+
+
+def test_a_run_that_ended_before_its_plan_can_become_a_sweep(tmp_path: Path, chat_rows: Rows) -> None:
+    """It has recorded that there was no grid: then, nothing would be compared."""
+    rows = str(chat_rows())
+
+    def start(*settings: str) -> runner.Runner:
+        config = configuration.load(None, settings, data__train=rows)
+        return runner.Runner(runner.start(config, "r", tmp_path / "runs", Console(quiet=True), "test"))
+
+    start().advance("sweep")
+    run = Run(tmp_path / "runs" / "r")
+    assert read(run.path, "sweep")["measured"] is False
+    start("sweep.grid={train.lr: [1e-4, 3e-4]}")
+    assert not run.sweep.exists()
 
 
 def test_it_ends_with_one_read_of_test(swept: Path) -> None:

@@ -13,7 +13,7 @@ from build import (
 )
 
 from tunewright.core.config import AdapterConfig
-from tunewright.core.records import StepLine
+from tunewright.core.records import CheckpointState, StepLine, write_lines
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.core.run_folder import create as new_run
 from tunewright.model import adapters, language_model
@@ -61,3 +61,14 @@ def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
         again, again_lines = go(f"stopped-{stop}", None)
         assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
         assert again_lines == lines
+
+
+def test_a_continued_training_took_what_all_its_processes_took(tmp_path: Any) -> None:
+    run = Run(tmp_path)
+    state = CheckpointState(step=3, hashes={}, best=None, best_step=None, best_sha256=None, stale_evals=0)
+    line = StepLine(step=1, loss=1.0, lr=0.1, grad_norm=1.0, tokens=1, computed=1, supervised=1.0, seconds=30.0)
+    write_lines(run.metrics, [line.model_copy(update={"step": step}) for step in (1, 2, 3)])
+    training = TrainingInputs(language_model.of(tiny_model()), plan_of(steps=3), [], [], run, {})
+    student: Any = None  # read only where a dev loss has chosen a step
+    for last, expected in ((31.0, 90.0), (95.0, 95.0)):  # the last step alone; all of them, and dev losses
+        assert loop.finished(training, student, state, last).seconds == expected

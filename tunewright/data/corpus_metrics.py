@@ -12,6 +12,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
+from tunewright.data.metrics import exact_match
 from tunewright.data.scores import Likelihood, Score
 from tunewright.data.text import without_thoughts
 
@@ -57,11 +58,14 @@ def _bits_per_byte(sums: Floats) -> Floats:
 
 
 def _label_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
-    """For each row and label, whether the label is (both target and answer, the target, the answer)."""
+    """For each row and label, whether the label is (both target and answer, the target, the answer). A written answer
+    is the label that it matches exactly, as in `exact_match`."""
     at = {label: i for i, label in enumerate(labels)}
     counts_RL3 = np.zeros((len(scores), len(at), 3))
     for r, s in enumerate(scores):
         target, answer = s.target, without_thoughts(s.answer.text)
+        if answer not in at:
+            answer = next((label for label in (target, *labels) if exact_match(label, answer)), answer)
         for column, label in ((1, target), (2, answer)):
             if label in at:
                 counts_RL3[r, at[label], column] += 1

@@ -69,9 +69,9 @@ def _binned_errors(confidence_SR: Floats, right_SR: Floats, bins: int) -> Floats
 
 
 def error_interval(
-    confidence_R: ArrayLike, right_R: ArrayLike, alpha: float = 0.05, resamples: int = 1000, seed: int = 0
+    confidence_R: ArrayLike, right_R: ArrayLike, ratio: float = 1.0, resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """Interval of the true calibration error; (0, 1) for fewer than two rows.
+    """95% interval of the true calibration error; (0, 1) for fewer than two rows. ``ratio``: as in `kish_ratio`.
 
     The binned error is biased upwards, more so with fewer rows: with 300, even a perfect model has about 0.05, and
     subtracting a bootstrap estimate of the bias does not help. So each end uses a quantity that is valid whatever the
@@ -82,7 +82,7 @@ def error_interval(
     rows = len(confidence)
     if rows < 2:
         return Interval(0.0, 1.0)
-    z, gap = float(stats.norm.isf(alpha / 2)), confidence - right
+    z, gap = float(stats.norm.isf(0.05 / 2)) / ratio**0.5, confidence - right
     low = abs(float(gap.mean())) - z * float(gap.std(ddof=1)) / rows**0.5
     rng = np.random.Generator(np.random.Philox(key=seed))
     drawn_SR = rng.integers(0, rows, size=(resamples, rows))
@@ -114,9 +114,11 @@ def handover(confidence_R: ArrayLike, right_R: ArrayLike, target_accuracy: float
     return min(good) if good else None
 
 
-def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_accuracy: float) -> dict[str, Any]:
-    """The calibration of an arm. Temperature and threshold are chosen on dev; everything reported is measured on
-    test."""
+def report(
+    labels: Sequence[str], dev: Predictions, test: Predictions, target_accuracy: float, ratio: float = 1.0
+) -> dict[str, Any]:
+    """The calibration of an arm. Temperature and threshold are chosen on dev; everything reported is measured on test,
+    of whose rows ``ratio`` are independent (see `kish_ratio`)."""
     dev_RL, dev_R = _arrays(labels, dev)
     test_RL, test_R = _arrays(labels, test)
     t = temperature(dev_RL, dev_R)
@@ -127,7 +129,7 @@ def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_ac
             "log_loss": log_loss(prob_RL, test_R),
             "brier": float(((prob_RL - np.eye(len(labels))[test_R]) ** 2).sum(1).mean()),
             "ece": calibration_error(confidence_R, right_R),
-            "ece_interval": list(error_interval(confidence_R, right_R)),
+            "ece_interval": list(error_interval(confidence_R, right_R, ratio)),
         }
     confidence_R, right_R = _confidence(tempered(test_RL, t), test_R)
     threshold = handover(*_confidence(tempered(dev_RL, t), dev_R), target_accuracy)
@@ -138,7 +140,7 @@ def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_ac
         "enough_rows": len(test_R) >= ENOUGH_ROWS,
         "target_accuracy": target_accuracy,
         "curve": coverage_curve(confidence_R, right_R),
-        **({} if threshold is None else {"handover": _at_threshold(confidence_R, right_R, threshold)}),
+        **({} if threshold is None else {"handover": _at_threshold(confidence_R, right_R, threshold, ratio)}),
     }
 
 
@@ -155,7 +157,7 @@ def _confidence(prob_RL: Floats, target_R: NDArray[np.int64]) -> tuple[Floats, F
     return prob_RL.max(1), (prob_RL.argmax(1) == target_R).astype(float)
 
 
-def _at_threshold(confidence_R: Floats, right_R: Floats, threshold: float) -> dict[str, Any]:
+def _at_threshold(confidence_R: Floats, right_R: Floats, threshold: float, ratio: float) -> dict[str, Any]:
     """What happens if only rows with at least this confidence are answered."""
     kept_R = confidence_R >= threshold
     right, answered = int(right_R[kept_R].sum()), int(kept_R.sum())
@@ -163,5 +165,5 @@ def _at_threshold(confidence_R: Floats, right_R: Floats, threshold: float) -> di
         "threshold": threshold,
         "answered": answered / len(right_R),
         "accuracy": right / answered if answered else None,
-        "interval": list(wilson(right, answered)),
+        "interval": list(wilson(ratio * right, ratio * answered)),
     }

@@ -93,7 +93,7 @@ def head(verdict: Verdict, plan: Plan, preferences: Preferences | None = None, q
 def _sentence(verdict: Verdict) -> str:
     name, rows, needed = verdict.comparator.name, verdict.n, verdict.rows_needed
     other = f"the best untrained arm ({spaced(name)})"
-    if verdict.doubts:
+    if verdict.doubts and verdict.verdict != "WORSE":
         others = " or ".join(map(spaced, verdict.doubts))
         return (
             f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev ({spaced(name)}), "

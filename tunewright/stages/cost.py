@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tunewright.core import records
-from tunewright.core.records import METRICS, Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
-from tunewright.core.run_folder import Run
+from tunewright.core.records import Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Chat
 from tunewright.model import adapters
@@ -171,12 +170,6 @@ def quantiles(values: NDArray[np.float64], alpha: float = 0.05) -> Quantiles:
     return Quantiles(p50=one(0.5), p95=one(0.95))
 
 
-def training_seconds(run: Run) -> float:
-    """Of all processes that trained: of a run that was continued, training.json has the last one's."""
-    every = sum(line.seconds for line in records.read_lines(run.metrics, METRICS) if isinstance(line, records.StepLine))
-    return max(every, records.read(run.training, Training).seconds)
-
-
 def _money(work: Work, verdict: Verdict, setups: Sequence[TimedSetup], throughput: Mapping[str, float]) -> Money | None:
     """Price of a thousand requests on this machine, and the number of requests after which training has paid for
     itself."""
@@ -185,7 +178,7 @@ def _money(work: Work, verdict: Verdict, setups: Sequence[TimedSetup], throughpu
         return None
     thousand = {s.name: 1000 / throughput[s.name] * per_second for s in setups}
     judging = sum(j.seconds for j in records.judged(records.read_lines(work.run.events, Event)))
-    training = (training_seconds(work.run) + judging) * per_second
+    training = (records.read(work.run.training, Training).seconds + judging) * per_second
     tuned = min(thousand[s.name] for s in setups if not s.is_base and s.is_judged)
     base_price = min((thousand[s.name] for s in setups if s.is_base), default=None)
     break_even, why_not = None, None

@@ -20,7 +20,8 @@ from tunewright.core.records import (
     Refusal,
     RegressionRows,
 )
-from tunewright.data.formats import RowSettings
+from tunewright.data import formats, near_duplicates, text
+from tunewright.data.messages import Chat, Example
 from tunewright.data.metrics import METRICS, Metric
 from tunewright.data.remedies import prepared
 from tunewright.data.remedies.change import summaries
@@ -30,6 +31,7 @@ from tunewright.judge.arms import families
 from tunewright.judge.probes import bank
 from tunewright.model.decoding import generate
 from tunewright.runtime.context import Work
+from tunewright.runtime.inputs import answer_limit
 from tunewright.runtime.sizes import PROBE_TOKENS
 from tunewright.runtime.weights import Weights, base
 from tunewright.runtime.weights import before as before_training
@@ -109,45 +111,58 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     """Scores the user's regression rows, with the metric of the task that they show. Writes scores/regression.jsonl."""
     assert work.config.forget.regression_rows
     given = prepared.row_settings(work.config)  # of which the prompts and labels are those of other rows
-    how = RowSettings(fix_turns=given.fix_turns, drop=given.drop, control=given.control)
+    how = formats.RowSettings(fix_turns=given.fix_turns, drop=given.drop, control=given.control)
     read = prepared.read(work.config.forget.regression_rows, work.config, how)
     for summary in summaries(read.changes):
         work.console.warn(f"  regression rows: {summary.text}")
     rows = read.parsed.examples
+    limit = longest_answer(work, rows)
     task = replace(detect_task(rows), rules=work.data.task.rules)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
-    scores = {}
+    scores = []
     for who, weights in (("base", before_training(work.run, work.plan)), ("tuned", tuned)):
         with (
-            work.answers.chat_model(weights) as model,
+            work.answers.chat_model(weights, limit) as model,
             work.console.bar(f"{who} regression rows", len(rows), unit="rows") as tick,
         ):
-            scores[who] = evaluate.score_arm(arm, rows, task, model, tick)
-    pairs = zip(scores["tuned"], scores["base"], strict=True)
-    run_folder.write_lines(
-        work.run.scores / "regression.jsonl",
-        [{**after.to_json(), "before": before.answer.text} for after, before in pairs],
-    )
-    after, before = ([s.score for s in scores[who]] for who in ("tuned", "base"))
-    return RegressionRows(**_paired(after, before, work, task.metric), metric=task.metric.name)
+            scores.append(evaluate.score_arm(arm, rows, task, model, tick))
+    answers = [{**after.to_json(), "before": before.answer.text} for before, after in zip(*scores, strict=True)]
+    run_folder.write_lines(work.run.scores / "regression.jsonl", answers)
+    before, after = ([s.score for s in scored] for scored in scores)
+    groups = near_duplicates.cluster([text.normalised(e.question) for e in rows], work.config.split.near_duplicate)
+    margin, alpha = work.config.forget.margin, work.config.prove.significance
+    return RegressionRows(**paired(after, before, margin, alpha, task.metric, groups.cluster), metric=task.metric.name)
 
 
-def _paired(tuned: Sequence[float], base: Sequence[float], work: Work, metric: Metric = ACCURACY) -> dict[str, Any]:
+def longest_answer(work: Work, rows: Sequence[Example]) -> int:
+    """Tokens of an answer to these rows, at most: as many as the plan allows, or as theirs need, if that is more."""
+    template, longest, room = work.inputs.template, 0, work.inputs.facts.context
+    for e in (e for e in rows if isinstance(e, Chat)):
+        text = replace(e, messages=e.messages[-1:]).text
+        longest = max(longest, len(template.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        room = min(room, work.inputs.facts.context - len(rendering.for_generation(template, e.prompt)))
+    return max(work.plan.max_new_tokens, min(room, answer_limit(work.config, (), longest)))
+
+
+Floats = Sequence[float]
+
+
+def _paired(tuned: Floats, base: Floats, work: Work) -> dict[str, Any]:
     """Tuned against base, with the words of the verdict; within the margin they are PRACTICALLY EQUAL."""
-    return paired(tuned, base, work.config.forget.margin, work.config.prove.significance, metric)
+    return paired(tuned, base, work.config.forget.margin, work.config.prove.significance)
 
 
 def paired(
-    tuned: Sequence[float], base: Sequence[float], margin: float, alpha: float, metric: Metric = ACCURACY
+    tuned: Floats, base: Floats, margin: float, alpha: float, metric: Metric = ACCURACY, clusters: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The fields of a `records.Probe`."""
-    better, bound, clusters = metric.higher_is_better, metric.bound, list(range(len(tuned)))
+    """The fields of a `records.Probe`. Without ``clusters``, the items are independent."""
+    better, bound, clusters = metric.higher_is_better, metric.bound, clusters or range(len(tuned))
     c = statistics.compare(tuned, base, clusters, margin=margin, alpha=alpha, higher_is_better=better, bound=bound)
     if statistics.is_binary(tuned) and statistics.is_binary(base):
         moved = max(0.01, (c.only_tuned + c.only_comparator) / len(tuned))
-        detectable = statistics.detectable(len(tuned), moved)
+        detectable = statistics.detectable(c.clusters, moved)
     else:
-        detectable = statistics.detectable_mean(len(tuned), float(np.std(np.subtract(tuned, base))))
+        detectable = statistics.detectable_mean(c.clusters, float(np.std(np.subtract(tuned, base))))
     return {
         "items": len(tuned),
         "base": float(np.mean(base)),

@@ -50,7 +50,7 @@ def prove(work: Work) -> Verdict:
     topic = facts["topic"] = _topic(work, chosen["tuned"], trained, tuned, clusters)
     decision = final_verdict(arms, comparator, work.protocol, clusters, noise, topic)
     if data.task.metric.by_label and config.evidence != "plain" and inputs.dev:
-        facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
+        facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned, statistics.kish_ratio(clusters))
     if data.task.kind is GENERATION and config.evidence != "plain":
         chats = [e for i in data.side("train") if isinstance(e := data.examples[i], Chat)]
         training = [m.text for chat in chats for m in chat.messages if m.role == "assistant" and m.trained]
@@ -175,12 +175,12 @@ def _topic(
     return topics.topic(own, bits, [clusters[i] for i, _ in pairs])
 
 
-def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:
-    rows = work.data.sample(CALIBRATED, "dev")
+def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score], ratio: float) -> dict[str, Any]:
+    rows = sorted({*work.data.sample(CALIBRATED, "dev")} - {*work.inputs.too_long})
     file = work.run.scores / "dev" / "calibration.jsonl"
     on_dev = work.answers.scores(AnswerRequest(tuned, "dev", rows, file), trained)
     target = work.config.prove.target_accuracy
-    return calibration.report(work.data.task.labels, Predictions.of(on_dev), Predictions.of(on_test), target)
+    return calibration.report(work.data.task.labels, Predictions.of(on_dev), Predictions.of(on_test), target, ratio)
 
 
 def _without_overlap(work: Work, tuned: list[Score], other: list[Score]) -> dict[str, Any] | None:

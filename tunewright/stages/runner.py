@@ -266,7 +266,7 @@ def _config_of(run: Run, config: Config) -> Config:
     keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
     if keys and not _has_plan(run):
         with run_folder.writing(run):
-            for file in (run.split, run.audit, run.selftest, run.protocol, run.receipt):
+            for file in (run.split, run.audit, run.sweep, run.selftest, run.protocol, run.receipt):
                 file.unlink(missing_ok=True)
             run_folder.write_atomic(run.config, to_yaml(config))
             run.event("new_settings", settings=keys)

@@ -118,15 +118,12 @@ def _adopted(work: Work, branch: Run, ranks: Ranks) -> Training:
     """The training of the recipe that a sweep has chosen, which is this run's: nothing is trained again."""
     run, done = work.run, records.read(branch.training, BranchTraining)
     checkpoints.check_weights(branch.weights, done.weights_sha256)
-    lines = list(records.read_lines(branch.metrics, METRICS))
     module = work.models.untrained(work.plan).module
     if ranks.first:
         _keep_start(work, module)
         run_folder.write_atomic(run.weights, branch.weights.read_bytes())
-        records.write_lines(run.metrics, lines)
-    seconds = sum(line.seconds for line in lines if isinstance(line, StepLine))  # of all the times it was continued
-    whole = done.model_copy(update={"seconds": round(seconds, 1)})
-    return _with_sizes(work, module, whole)
+        records.write_lines(run.metrics, list(records.read_lines(branch.metrics, METRICS)))
+    return _with_sizes(work, module, done)
 
 
 def _keep_start(work: Work, module: torch.nn.Module) -> None:

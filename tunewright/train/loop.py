@@ -168,20 +168,22 @@ def interruption(training: TrainingInputs, state: CheckpointState) -> TrainError
 
 
 def finished(training: TrainingInputs, student: Learner, state: CheckpointState, seconds: float) -> Trained:
-    """The end of a training, with the weights of the lowest dev loss."""
+    """The end of a training, with the weights of the lowest dev loss. ``seconds``: of this process, which is not the
+    only one if training was continued."""
     plan, run = training.plan, training.run
     if state.best_step is not None:
         checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), student.saved)
     lines = list(records.read_lines(run.metrics, METRICS))
+    steps = [line for line in lines if isinstance(line, StepLine)]
     return Trained(
         steps=state.step,
         stopped_early=state.step < plan.steps,
         best_step=state.best_step,
         best_dev_loss=state.best,
         first_dev_loss=next((line.dev_loss for line in lines if isinstance(line, StartLine)), None),
-        seconds=round(seconds, 1),
-        tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
-        crowded_steps=sum(isinstance(line, StepLine) and line.threads is not None for line in lines) or None,
+        seconds=round(max(seconds, sum(line.seconds for line in steps)), 1),
+        tokens=sum(line.tokens for line in steps),
+        crowded_steps=sum(line.threads is not None for line in steps) or None,
         of_rewards=True if plan.method in REWARDED else None,
     )
 

@@ -72,6 +72,7 @@ def check(config: Config, conflict: Conflict) -> None:
     _check_embedding(config, conflict)
     _check_distilled(config, conflict)
     _check_experiments(config, conflict)
+    _check_forgetting(config, conflict)
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
@@ -86,6 +87,17 @@ def _check_experiments(config: Config, conflict: Conflict) -> None:
         if getattr(config.experiments, name) and config.adapter.kind == "none":
             message = f"experiments.{name} needs an adapter, and adapter.kind=none trains all weights."
             raise conflict(f"experiments.{name}", message, "leave it out, or choose another adapter.kind.")
+
+
+def _check_forgetting(config: Config, conflict: Conflict) -> None:
+    """What is asked for where it is not measured."""
+    for name in ("regression_rows", "apply_best_scale"):
+        if getattr(config.forget, name) and config.prove.evidence == "plain":
+            message = f"prove.evidence=plain does not read forget.{name}."
+            raise conflict(f"forget.{name}", message, "leave it out, or set prove.evidence=standard.")
+    if config.forget.apply_best_scale and config.adapter.kind == "none":
+        message = "forget.apply_best_scale multiplies an adapter's update, and adapter.kind=none trains all weights."
+        raise conflict("forget.apply_best_scale", message, "leave it out, or choose another adapter.kind.")
 
 
 def _check_distilled(config: Config, conflict: Conflict) -> None:

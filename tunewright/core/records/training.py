@@ -186,7 +186,7 @@ class BranchTraining(Record):
     best_dev_loss: float | None = Field(description="Dev loss of that step.")
     first_dev_loss: float | None = Field(description="Dev loss before the first step.")
     seconds: float = Field(
-        description="Duration of the last process that trained, in seconds; a resumed training has several."
+        description="Duration in seconds: of the last process that trained, or of all steps if these took longer."
     )
     tokens: int = Field(description="Tokens of all rows of all steps.")
     crowded_steps: int | None = Field(

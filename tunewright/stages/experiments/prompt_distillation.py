@@ -43,7 +43,8 @@ def require_possible(context: Context) -> None:
 def prompt_distillation(work: Work) -> PromptDistillation:
     """Trains one branch."""
     count = work.config.experiments.prompt_distillation
-    rows = distill_rows(work, work.data.sample(count, "train"), "train")
+    asked = sorted({*work.data.sample(count, "train")} - {*work.inputs.too_long})
+    rows = distill_rows(work, asked, "train")
     dev = distill_rows(work, work.inputs.dev, "dev")
     plan = branches.smaller(work.plan, 1.0, len(rows), work.plan.seed).model_copy(update={"method": "distill"})
     student_arm = families.tuned(
