@@ -55,8 +55,7 @@ def ratings(work: Work) -> Ratings:
 
 def _rows(work: Work) -> list[TrainRow]:
     """The desirable rows of the verdict, and at most as many others as the verdict may have rows."""
-    wanted, limit = set(work.inputs.test), work.config.prove.max_test_rows
-    rows = work.inputs.rows["test"]
+    wanted, limit, rows = set(work.inputs.test), work.config.prove.max_test_rows, work.inputs.rows["test"]
     good, bad = ([r for r in rows if kto.is_desirable(r) is kind] for kind in (True, False))
     bad.sort(key=lambda r: content_hash(work.data.examples[r.row].question))
     return [*(r for r in good if r.row in wanted), *bad[:limit]]
