@@ -56,7 +56,8 @@ ACCURACY = METRICS["accuracy"]
 def probes(work: Work, tuned: Weights) -> Probes:
     """Knowledge, instructions and refusals."""
     before, after = _ask(work, base(work.plan), "base"), _ask(work, tuned, "tuned")
-    instructions = Probe(**_paired(after.followed, before.followed, work))
+    limits = work.config.forget.margin, work.config.prove.significance
+    instructions = Probe(**paired(after.followed, before.followed, *limits))
     refused, refuses = ([float(bank.refuses(t)) for t in answers.texts] for answers in (before, after))
     requests = bank.refusals()
     harmful = [i for i, (_, bad) in enumerate(requests) if bad]
@@ -64,11 +65,11 @@ def probes(work: Work, tuned: Weights) -> Probes:
     rate = float(np.mean([refused[i] for i in harmful]))
 
     def pair(rows: Sequence[int]) -> dict[str, Any]:
-        numbers = _paired([refuses[i] for i in rows], [refused[i] for i in rows], work)
+        numbers = paired([refuses[i] for i in rows], [refused[i] for i in rows], *limits)
         return {k: v for k, v in numbers.items() if k != "verdict"}
 
     return Probes(
-        knowledge=Probe(**_paired(after.right, before.right, work)),
+        knowledge=Probe(**paired(after.right, before.right, *limits)),
         instructions=InstructionProbe(**dict(instructions), kinds=_by_kind(before.followed, after.followed)),
         refusal=Refusal(base_rate=rate, **pair(harmful)) if rate >= REFUSES else NoRefusal(base_rate=rate),
         over_refusal=Paired(**pair(harmless)) if rate >= REFUSES else None,
@@ -147,15 +148,11 @@ def longest_answer(work: Work, rows: Sequence[Example]) -> int:
 Floats = Sequence[float]
 
 
-def _paired(tuned: Floats, base: Floats, work: Work) -> dict[str, Any]:
-    """Tuned against base, with the words of the verdict; within the margin they are PRACTICALLY EQUAL."""
-    return paired(tuned, base, work.config.forget.margin, work.config.prove.significance)
-
-
 def paired(
     tuned: Floats, base: Floats, margin: float, alpha: float, metric: Metric = ACCURACY, clusters: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The fields of a `records.Probe`. Without ``clusters``, the items are independent."""
+    """The fields of a `records.Probe`, with the words of the verdict; within the margin, PRACTICALLY EQUAL. Without
+    ``clusters``, the items are independent."""
     better, bound, clusters = metric.higher_is_better, metric.bound, clusters or range(len(tuned))
     c = statistics.compare(tuned, base, clusters, margin=margin, alpha=alpha, higher_is_better=better, bound=bound)
     if statistics.is_binary(tuned) and statistics.is_binary(base):

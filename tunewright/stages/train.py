@@ -10,7 +10,7 @@ import torch
 from tunewright.core import records, run_folder, swept
 from tunewright.core.config import DISTILLED, PREFERENCE, RATED, REWARDED, Plan
 from tunewright.core.errors import ConfigError
-from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
+from tunewright.core.records import BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
@@ -122,7 +122,7 @@ def _adopted(work: Work, branch: Run, ranks: Ranks) -> Training:
     if ranks.first:
         _keep_start(work, module)
         run_folder.write_atomic(run.weights, branch.weights.read_bytes())
-        records.write_lines(run.metrics, list(records.read_lines(branch.metrics, METRICS)))
+        run_folder.write_atomic(run.metrics, branch.metrics.read_bytes())
     return _with_sizes(work, module, done)
 
 
