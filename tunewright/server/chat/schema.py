@@ -7,7 +7,6 @@ import functools
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jsonschema
 from jsonschema_specifications import REGISTRY
@@ -24,7 +23,7 @@ def _processes() -> Apart:
     return Apart(__name__, MEMORY)
 
 
-async def check(schema: Mapping[str, Any], text: str) -> None:
+async def check(schema: Mapping[str, object], text: str) -> None:
     """What the grammar has enforced, once more by another program. Raises ApiError."""
     request, loop = json.dumps([schema, text]).encode(), asyncio.get_running_loop()
     try:
