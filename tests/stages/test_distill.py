@@ -116,15 +116,20 @@ def test_kinds_of_adapters_layouts_and_divergences(
     }  # fmt: skip
 
 
+def by_a_teacher_of_200_tokens(folder: Path, tmp_path: Path, model_folder: Folder) -> list[str]:
+    """The rows, and what a run learns them with, from a copy of the teacher with a short context."""
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 200}))
+    rows = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama"))]
+    return [*rows, *GIVEN, "distill.teacher=./teacher"]
+
+
 def test_a_teacher_that_has_no_room_for_an_answer_is_refused_unless_it_is_not_asked(
     folder: Path, tmp_path: Path, model_folder: Folder
 ) -> None:
     """Its rows fit: answers may be longer than they are."""
-    rows = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN]
-    shutil.copytree(folder / "teacher", tmp_path / "teacher")
-    file = tmp_path / "teacher" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 200}))
-    words = [*rows, "distill.teacher=./teacher", "prove.max_new_tokens=190"]
+    words = [*by_a_teacher_of_200_tokens(folder, tmp_path, model_folder), "prove.max_new_tokens=190"]
     refused = cli("plan", *words, "prove.evidence=standard", "--name", "r", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
     (less,) = re.findall(r"TEACHER_MISMATCH.*lower prove.max_new_tokens by (\d+)", refused.stderr)
@@ -138,11 +143,11 @@ def test_a_teacher_that_has_no_room_for_what_the_student_writes_is_refused(
     folder: Path, tmp_path: Path, model_folder: Folder
 ) -> None:
     """It reads that, whether or not it is asked for answers of its own."""
-    rows = [str(folder / "rows.jsonl"), "--model", str(model_folder("llama")), *GIVEN]
-    shutil.copytree(folder / "teacher", tmp_path / "teacher")
-    file = tmp_path / "teacher" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 200}))
-    words = [*rows, "distill.teacher=./teacher", "distill.on_policy=0.5", "prove.evidence=plain"]
+    words = [
+        *by_a_teacher_of_200_tokens(folder, tmp_path, model_folder),
+        "distill.on_policy=0.5",
+        "prove.evidence=plain",
+    ]
     refused = cli("plan", *words, "prove.max_new_tokens=190", "--name", "r", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
     (less,) = re.findall(r"TEACHER_MISMATCH.*lower prove.max_new_tokens by (\d+)\.", refused.stderr)

@@ -64,8 +64,7 @@ def _binned_errors(confidence_SR: Floats, right_SR: Floats, bins: int) -> Floats
     order = np.argsort(confidence_SR, axis=-1, kind="stable")
     gap_SR = np.take_along_axis(confidence_SR - right_SR, order, axis=-1)
     starts = [part[0] for part in np.array_split(np.arange(rows), min(bins, rows))]
-    errors_S: Floats = np.abs(np.add.reduceat(gap_SR, starts, axis=-1)).sum(-1) / rows
-    return errors_S
+    return np.asarray(np.abs(np.add.reduceat(gap_SR, starts, axis=-1)).sum(-1) / rows, float)
 
 
 def error_interval(

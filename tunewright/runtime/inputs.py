@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,6 +57,10 @@ class Inputs:
     max_new_tokens: int
     dev: tuple[int, ...]
     test: tuple[int, ...]
+
+    def short_enough(self, rows: Iterable[int]) -> list[int]:
+        """Those of the rows that are not dropped as too long, in order."""
+        return sorted({*rows} - {*self.too_long})
 
     @property
     def tuned(self) -> Arm:

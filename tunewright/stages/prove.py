@@ -176,7 +176,7 @@ def _topic(
 
 
 def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score], ratio: float) -> dict[str, Any]:
-    rows = sorted({*work.data.sample(CALIBRATED, "dev")} - {*work.inputs.too_long})
+    rows = work.inputs.short_enough(work.data.sample(CALIBRATED, "dev"))
     file = work.run.scores / "dev" / "calibration.jsonl"
     on_dev = work.answers.scores(AnswerRequest(tuned, "dev", rows, file), trained)
     target = work.config.prove.target_accuracy

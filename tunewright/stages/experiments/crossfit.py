@@ -32,7 +32,7 @@ MIN_PROB = 1e-9
 
 def crossfit(work: Work) -> LabelCrossfit | TextCrossfit | NotMeasured:
     """Trains `FOLDS` x `CUTS` branches."""
-    train, cluster = sorted({*work.data.side("train")} - {*work.inputs.too_long}), work.data.cluster
+    train, cluster = work.inputs.short_enough(work.data.side("train")), work.data.cluster
     folds = tuple({i: _fold(cluster[i], cut) for i in train} for cut in range(CUTS))
     if any(len(set(fold.values())) < FOLDS for fold in folds):
         reason = "too few independent rows to split in two"

@@ -54,8 +54,7 @@ def answers(work: Work) -> Branch:
     limit = inputs.facts.context if work.plan.labels else inputs.limit
     renderer = RowRenderer(inputs.template, METHODS["sft"].prepare, limit, "drop")
     for side in sides:
-        same = {r.row for r in inputs.rows[side]}
-        chosen = [i for i in data.side(side) if i in same]
+        chosen = inputs.short_enough(data.side(side))
         rendered = render_cache.cached_rows(renderer, data.examples, chosen, work.run.path / "data")
         if rendered.dropped:
             what = counted(len(rendered.dropped), f"{side} row")

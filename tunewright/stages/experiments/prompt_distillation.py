@@ -43,8 +43,7 @@ def require_possible(context: Context) -> None:
 def prompt_distillation(work: Work) -> PromptDistillation:
     """Trains one branch."""
     count = work.config.experiments.prompt_distillation
-    asked = sorted({*work.data.sample(count, "train")} - {*work.inputs.too_long})
-    rows = distill_rows(work, asked, "train")
+    rows = distill_rows(work, work.inputs.short_enough(work.data.sample(count, "train")), "train")
     dev = distill_rows(work, work.inputs.dev, "dev")
     plan = branches.smaller(work.plan, 1.0, len(rows), work.plan.seed).model_copy(update={"method": "distill"})
     student_arm = families.tuned(
